@@ -1,0 +1,106 @@
+"""The network of the homework, and its `.ptmodel` files."""
+import os
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from net.prune import PruningModule
+
+
+class AlexNet(PruningModule):
+    """AlexNet for 3x32x32 images: five convolutions, three fully connected layers, log-probabilities out."""
+
+    def __init__(self, n_classes=10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=5)
+        self.conv2 = nn.Conv2d(64, 192, kernel_size=5, padding=2)
+        self.conv3 = nn.Conv2d(192, 384, kernel_size=3, padding=1)
+        self.conv4 = nn.Conv2d(384, 256, kernel_size=3, padding=1)
+        self.conv5 = nn.Conv2d(256, 256, kernel_size=3, padding=1)
+        self.fc1 = nn.Linear(256, 4096)
+        self.fc2 = nn.Linear(4096, 4096)
+        self.fc3 = nn.Linear(4096, n_classes)
+
+    def forward(self, x):
+        """Images (n, 3, 32, 32), normalised, float32 -> log-probabilities (n, n_classes)."""
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (n, 64, 4, 4)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (n, 192, 2, 2)
+        x = F.relu(self.conv3(x))
+        x = F.relu(self.conv4(x))
+        x = F.max_pool2d(F.relu(self.conv5(x)), 2)  # (n, 256, 1, 1)
+        x = F.relu(self.fc1(x.flatten(1)))
+        x = F.relu(self.fc2(x))
+        return F.log_softmax(self.fc3(x), dim=1)
+
+
+def save_model(model, path):
+    """Write the whole module to `path`: either the complete new file stands there afterwards, or what was there before.
+
+    Raises OSError if the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.partial')
+    try:
+        # An open file, not a path: PyTorch would write the path's name into the archive.
+        with open(partial, 'wb') as file:
+            torch.save(model, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_model(path, device='cpu'):
+    """Read an AlexNet from a `.ptmodel` file that need not be trusted: no code of the file runs.
+
+    The file is unpickled under an allow-list, and only its parameters, each checked, are copied into a new model.
+    Raises FileNotFoundError or ValueError, naming the file, if it is missing or anything else than such a model.
+    """
+    try:
+        with torch.serialization.safe_globals([AlexNet, nn.Conv2d, nn.Linear]):
+            stored = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path}: no such file, expected a .ptmodel of an AlexNet') from None
+    except pickle.UnpicklingError as error:
+        raise ValueError(f'{path}: refused, it holds more than the parameters of an AlexNet') from error
+    except Exception as error:  # PyTorch raises many types of errors for damaged archives
+        raise ValueError(f'{path}: not a readable .ptmodel file (truncated, damaged or another format)') from error
+    if not isinstance(stored, AlexNet):
+        raise ValueError(f'{path}: holds a {type(stored).__name__}, expected a whole net.models.AlexNet')
+    try:
+        return _rebuild(_stored_parameters(stored)).to(device)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'{path}: {error}') from error
+
+
+def _stored_parameters(stored):
+    """name -> Parameter of an unpickled module, without calling any method that the file could have replaced."""
+    parameters = dict(vars(stored)['_parameters'])
+    for layer_name, layer in dict(vars(stored)['_modules']).items():
+        for name, param in dict(vars(layer)['_parameters']).items():
+            parameters[f'{layer_name}.{name}'] = param
+    return parameters
+
+
+def _rebuild(parameters):
+    """A new AlexNet with copies of these parameters; ValueError if a name, shape, type or value is wrong."""
+    model = AlexNet(n_classes=len(parameters['fc3.bias']))
+    expected = dict(model.named_parameters())
+    if parameters.keys() != expected.keys():
+        differ = ', '.join(sorted(map(str, parameters.keys() ^ expected.keys())))
+        raise ValueError(f'parameters differ from those of an AlexNet: {differ}')
+    for name, param in expected.items():
+        value = parameters[name]
+        if type(value) is not nn.Parameter or value.dtype != torch.float32:
+            raise ValueError(f'{name} is {getattr(value, "dtype", type(value).__name__)}, expected float32')
+        if value.shape != param.shape:
+            raise ValueError(f'{name} has shape {tuple(value.shape)}, expected {tuple(param.shape)}')
+        if not torch.isfinite(value).all():
+            raise ValueError(f'{name} holds {value[~torch.isfinite(value)][0]}, expected finite values')
+        param.data.copy_(value)
+    return model

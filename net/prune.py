@@ -1,0 +1,64 @@
+"""Pruning: weights below a threshold become exactly zero (Han et al. 2016, section 2)."""
+import numpy as np
+from torch import nn
+
+
+class PruningModule(nn.Module):
+    """A network whose convolutional and fully connected layers can be pruned in place, by magnitude."""
+
+    # Percent of the weights that are KEPT in each layer (Han et al. 2016, Table 4: AlexNet).
+    DEFAULT_PRUNE_RATE = {
+        'conv1': 84, 'conv2': 38, 'conv3': 35, 'conv4': 37, 'conv5': 37,
+        'fc1': 9, 'fc2': 9, 'fc3': 25,
+    }
+
+    def prune_by_percentile(self, q=DEFAULT_PRUNE_RATE):
+        """Keep, in place, the largest `q[name]` percent of the weights of every layer that `q` names.
+
+        The threshold of a layer is the (100 - q)th percentile of its |weights|; the weights below it become zero.
+        Raises ValueError for an unknown layer, a percentage outside [0, 100] or a weight that is not finite; then
+        nothing has been pruned.
+        """
+        layers = self._prunable_layers()
+        for name, percent in q.items():
+            if name not in layers:
+                raise ValueError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
+            if not 0 <= percent <= 100:
+                raise ValueError(f'percentage of weights to keep in {name} must be 0 to 100, got {percent}')
+        # np.percentile of a float32 array rounds the threshold to float32: off by one weight in 2^24.
+        thresholds = {name: np.percentile(np.abs(_finite_weights(name, layers[name])).astype(np.float64), 100 - percent)
+                      for name, percent in q.items()}
+        self._prune_layers(thresholds)
+
+    def prune_by_std(self, s=0.25):
+        """Zero, in place, the weights of every layer below `s` times the standard deviation of that layer.
+
+        The deviation is the population's and counts zeros too. Raises ValueError for a sensitivity `s` that is
+        negative or not finite, or a weight that is not finite; then nothing has been pruned.
+        """
+        if not 0 <= s < np.inf:
+            raise ValueError(f'sensitivity must be a finite number, at least 0, got {s}')
+        self._prune_layers({name: s * np.std(_finite_weights(name, layer), dtype=np.float64)
+                            for name, layer in self._prunable_layers().items()})
+
+    def _prunable_layers(self):
+        return {name: module for name, module in self.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+
+    def _prune_layers(self, thresholds):
+        layers = self._prunable_layers()
+        for name, threshold in thresholds.items():
+            print(f'Pruning with threshold : {threshold:.4f} for layer {name}')
+            self._prune(layers[name], threshold)
+
+    def _prune(self, module, threshold):
+        """Set the weights of `module` with |w| < threshold to zero, in place; leave the rest as it is."""
+        weight = module.weight.data
+        weight[weight.abs().double() < threshold] = 0  # against a float32 tensor the threshold would be rounded
+
+
+def _finite_weights(name, layer):
+    """The weights of a layer as a NumPy array that must not be changed; ValueError if one is NaN or infinite."""
+    weights = layer.weight.detach().cpu().numpy()
+    if not np.isfinite(weights).all():
+        raise ValueError(f'{name}.weight holds {weights[~np.isfinite(weights)][0]}, expected finite weights')
+    return weights

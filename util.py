@@ -1,0 +1,209 @@
+"""What all three scripts share: the log, printed tables, the test, and the data as one tensor per split."""
+import argparse
+import functools
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torchvision import transforms
+from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets.folder import find_classes
+from tqdm import tqdm
+
+# MNIST's constants, which the homework's scaffold applies to all three channels of CIFAR-10: a model trained with
+# others would lose accuracy when it is graded.
+MEAN, STD = 0.1307, 0.3081
+SIZE = 32  # pixels, width and height
+PADDING = 4  # pixels on every side, before the random crop
+
+
+# ---- log and printed tables ------------------------------------------------------------------------------------------
+
+def log(content, filename='log.txt'):
+    """Append one line to the log file."""
+    with open(filename, 'a') as file:
+        file.write(f'{content}\n')
+
+
+def print_model_parameters(model, with_values=False):
+    """Print name, shape and type of every parameter, and on request its values."""
+    print(f'{"Param name":20} {"Shape":30} {"Type":15}')
+    print('-' * 70)
+    for name, param in model.named_parameters():
+        print(f'{name:20} {str(param.shape):30} {str(param.dtype):15}')
+        if with_values:
+            print(param)
+
+
+def print_nonzeros(model, filename='log.txt'):
+    """Print and log how many values of every parameter are not zero, and the sums over the model."""
+    lines, alive, total = [], 0, 0
+    for name, param in model.named_parameters():
+        n, nonzeros = param.numel(), int(torch.count_nonzero(param))
+        lines.append(f'{name:20} | nonzeros = {nonzeros:7} / {n:7} ({100 * nonzeros / n:6.2f}%) | '
+                     f'total_pruned = {n - nonzeros:7} | shape = {tuple(param.shape)}')
+        alive, total = alive + nonzeros, total + n
+    rate = total / alive if alive else float('inf')
+    lines.append(f'alive: {alive}, pruned : {total - alive}, total: {total}, '
+                 f'Compression rate : {rate:10.2f}x  ({100 * (total - alive) / total:6.2f}% pruned)')
+    print('\n'.join(lines))
+    log('\n'.join(lines), filename)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+class Images(NamedTuple):
+    """A whole split on one device."""
+    pixels: torch.Tensor  # (n, 3, 32, 32), uint8
+    labels: torch.Tensor  # (n,), int64, 0 to len(classes) - 1
+    classes: tuple  # of names
+
+    def to(self, device):
+        return Images(self.pixels.to(device), self.labels.to(device), self.classes)
+
+    def split(self, n):
+        """All but `n` images, and those `n`: drawn at random, but always the same ones."""
+        if not 0 < n < len(self.labels):
+            raise ValueError(f'can hold out 1 to {len(self.labels) - 1} of the training images, got {n}')
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0)).to(self.labels.device)
+        return tuple(Images(self.pixels[i], self.labels[i], self.classes) for i in (order[n:], order[:n]))
+
+
+def load_images(root='data', train=True):
+    """Read one split: of `digits`, of an image folder with train/ and test/ inside, else of torchvision's CIFAR-10.
+
+    Raises ValueError or OSError with one line that names what is missing, or the image that cannot be read.
+    """
+    if root == 'digits':
+        return _load_digits(train)
+    if (Path(root) / 'train').is_dir() and (Path(root) / 'test').is_dir():
+        return _load_folder(Path(root), 'train' if train else 'test')
+    return _load_cifar10(root, train)
+
+
+def _load_digits(train):
+    """Scikit-learn's 1,797 handwritten digits (8x8, 0 to 16) as 3x32x32 images, a fifth of them for the test."""
+    digits, labels = load_digits(return_X_y=True)
+    part = train_test_split(digits, labels, test_size=0.2, stratify=labels, random_state=0)[0 if train else 1::2]
+    pixels = torch.from_numpy(part[0]).float().reshape(-1, 1, 8, 8) * (255 / 16)
+    pixels = F.interpolate(pixels, (SIZE, SIZE), mode='bilinear').round().to(torch.uint8)
+    return Images(pixels.repeat(1, 3, 1, 1), torch.from_numpy(part[1]), tuple('0123456789'))
+
+
+def _load_folder(root, split):
+    try:
+        classes, test_classes = find_classes(root / 'train')[0], find_classes(root / 'test')[0]
+        if classes != test_classes:
+            differ = sorted(set(classes) ^ set(test_classes))
+            raise ValueError(f'{root}: train/ and test/ must hold the same classes, only one has {", ".join(differ)}')
+        to_tensor = transforms.Compose([transforms.Resize((SIZE, SIZE)), transforms.PILToTensor()])
+        folder = ImageFolder(root / split, transform=to_tensor)
+    except FileNotFoundError as error:  # no class folder, or one without images; torchvision's message is long
+        raise FileNotFoundError(f'{root / split}: {str(error).splitlines()[0]}') from error
+    pixels = torch.empty(len(folder), 3, SIZE, SIZE, dtype=torch.uint8)
+    for i, (path, _) in enumerate(tqdm(folder.samples, f'Reading {root / split}', leave=False, disable=None)):
+        try:
+            pixels[i] = folder[i][0]
+        except Exception as error:  # Pillow raises many types of errors for damaged images
+            raise ValueError(f'{path}: not a readable image ({error})') from error
+    return Images(pixels, torch.tensor(folder.targets), tuple(classes))
+
+
+def _load_cifar10(root, train):
+    try:
+        cifar10 = CIFAR10(root, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f'CIFAR-10 is not in {root!r} and cannot be downloaded ({error}): put cifar-10-python.tar.gz there, '
+            'or give --data FOLDER with train/<class>/ and test/<class>/ images inside, '
+            'or take --data digits, which needs no download') from error
+    pixels = torch.from_numpy(cifar10.data).permute(0, 3, 1, 2).contiguous()
+    return Images(pixels, torch.tensor(cifar10.targets), tuple(cifar10.classes))
+
+
+def normalize(pixels):
+    """uint8 (n, 3, 32, 32) -> float32 of the same shape: torchvision's ToTensor, then Normalize."""
+    return (pixels.float() / 255 - MEAN) / STD
+
+
+def augment(pixels):
+    """Give every image of a batch its own random crop, after 4 pixels of black padding, and horizontal flip."""
+    n, device = len(pixels), pixels.device
+    crops = F.pad(pixels, [PADDING] * 4).unfold(2, SIZE, 1).unfold(3, SIZE, 1)  # a view: (n, 3, 9, 9, 32, 32)
+    top, left = torch.randint(2 * PADDING + 1, (2, n), device=device)
+    pixels = crops[torch.arange(n, device=device), :, top, left]
+    flip = torch.rand(n, 1, 1, 1, device=device) < 0.5
+    return torch.where(flip, pixels.flip(3), pixels)
+
+
+def batches(images, batch_size):
+    """Yield one epoch of (images, labels): shuffled, augmented and normalised, on the device of the split."""
+    for batch in torch.randperm(len(images.labels), device=images.labels.device).split(batch_size):
+        yield normalize(augment(images.pixels[batch])), images.labels[batch]
+
+
+# ---- test ------------------------------------------------------------------------------------------------------------
+
+@functools.cache
+def _test_images(root):
+    return load_images(root, train=False)
+
+
+def test(model, use_cuda=True, data='data', images=None, batch_size=1000):
+    """Print the average loss and the accuracy of the model, and return the accuracy in percent.
+
+    Takes the test split of `data`, or the held-out training `images` when they are given. Everything follows the
+    model's device; `use_cuda` is accepted because the scaffold's callers pass it.
+    """
+    title = 'Test set' if images is None else 'Validation set'
+    device = next(model.parameters()).device
+    images = (_test_images(data) if images is None else images).to(device)
+    check_classes(model, images)
+    loss, correct = 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for pixels, labels in zip(images.pixels.split(batch_size), images.labels.split(batch_size)):
+            output = model(normalize(pixels))
+            loss += F.nll_loss(output, labels, reduction='sum').item()
+            correct += (output.argmax(1) == labels).sum().item()
+    n = len(images.labels)
+    print(f'{title}: Average loss: {loss / n:.4f}, Accuracy: {correct}/{n} ({100 * correct / n:.2f}%)')
+    return 100 * correct / n
+
+
+def check_classes(model, images):
+    """Raise ValueError unless the model tells as many classes apart as the data has."""
+    if model.fc3.out_features != len(images.classes):
+        raise ValueError(f'the model tells {model.fc3.out_features} classes apart, the data has {len(images.classes)}')
+
+
+# ---- command lines ---------------------------------------------------------------------------------------------------
+
+def number(kind, low, high=float('inf')):
+    """An argparse type: an `int` or `float` in [low, high]."""
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f'must be {low} to {high}, got {text}')
+        return value
+    parse.__name__ = kind.__name__  # argparse names the type in its messages
+    return parse
+
+
+def pick_device(no_cuda):
+    return torch.device('cuda' if torch.cuda.is_available() and not no_cuda else 'cpu')
+
+
+def run(main):
+    """Call a script's main and exit: bad input ends in one line and status 1, Ctrl-C in status 130."""
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit(130)
