@@ -13,8 +13,7 @@ from net.models import AlexNet, load_model, save_model
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--data', default='data', help='folder with train/ and test/ images, folder of torchvision\'s '
-                        'CIFAR-10 (downloaded if it is not there), or the word digits')
+    util.add_common_arguments(parser)
     parser.add_argument('--batch-size', type=util.number(int, 1), default=256, help='images per training step')
     parser.add_argument('--test-batch-size', type=util.number(int, 1), default=1000, help='images per test step')
     parser.add_argument('--epochs', type=util.number(int, 1), default=20, help='epochs of the first training')
@@ -22,10 +21,8 @@ def parse_args(argv=None):
     parser.add_argument('--lr', type=util.number(float, 0), default=1e-3, help='highest learning rate')
     parser.add_argument('--schedule', choices=['one-cycle', 'cosine'], default='one-cycle', help='of the learning rate')
     parser.add_argument('--weight-decay', type=util.number(float, 0), default=0, help='L2 penalty')
-    parser.add_argument('--no-cuda', action='store_true', help='train on the CPU even if there is a GPU')
     parser.add_argument('--seed', type=util.number(int, 0, 2**63 - 1), default=42, help='random seed')
     parser.add_argument('--log-interval', type=util.number(int, 1), default=10, help='steps between two shown losses')
-    parser.add_argument('--log', default='log.txt', help='log file')
     parser.add_argument('--prune', choices=['percentile', 'std'], help='how to find the thresholds: keep a percentage '
                         'of each layer (the default), or compare with its standard deviation')
     parser.add_argument('--rates', type=parse_rates, metavar='LAYER=PERCENT,...',
@@ -120,21 +117,22 @@ def main(argv=None):
     args = parse_args(argv)
     torch.manual_seed(args.seed)
     device = util.pick_device(args.no_cuda)
-    images, held_out = util.load_images(args.data).to(device), None
+    images = util.load_images(args.data).to(device)
     if args.validation:
-        images, held_out = images.split(args.validation)
+        title, (images, test_images) = 'Validation set', images.split(args.validation)
+    else:
+        title, test_images = 'Test set', util.load_images(args.data, train=False).to(device)
 
     def fit(epochs):
         optimizer, scheduler = make_optimizer(model, args, epochs, len(images.labels))
         train(model, images, optimizer, scheduler, epochs, args.batch_size, args.log_interval)
 
     def report(key):
-        accuracy = util.test(model, device.type == 'cuda', args.data, held_out, args.test_batch_size)
+        accuracy = util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
         util.log(f'{key} {accuracy}', args.log)
 
     if args.load_model_path:
         model = load_model(args.load_model_path, device)
-        util.check_classes(model, images)
     else:
         model = AlexNet(n_classes=len(images.classes)).to(device)
     print(model)

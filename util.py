@@ -1,6 +1,6 @@
 """What all three scripts share: the log, printed tables, the test, and the data as one tensor per split."""
 import argparse
-import functools
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -149,50 +149,53 @@ def batches(images, batch_size):
 
 # ---- test ------------------------------------------------------------------------------------------------------------
 
-@functools.cache
-def _test_images(root):
-    return load_images(root, train=False)
-
-
-def test(model, use_cuda=True, data='data', images=None, batch_size=1000):
+def test(model, use_cuda=True, images=None, title='Test set', batch_size=1000):
     """Print the average loss and the accuracy of the model, and return the accuracy in percent.
 
-    Takes the test split of `data`, or the held-out training `images` when they are given. Everything follows the
-    model's device; `use_cuda` is accepted because the scaffold's callers pass it.
+    Takes the test split of `data` unless other `images` are given, and moves them to the model's device; `use_cuda`
+    is there because the scaffold's callers pass it.
     """
-    title = 'Test set' if images is None else 'Validation set'
     device = next(model.parameters()).device
-    images = (_test_images(data) if images is None else images).to(device)
-    check_classes(model, images)
-    loss, correct = 0.0, 0
+    images = (load_images(train=False) if images is None else images).to(device)
+    if model.fc3.out_features != len(images.classes):
+        raise ValueError(f'the model tells {model.fc3.out_features} classes apart, the data has {len(images.classes)}')
+    loss, correct, n = 0.0, 0, len(images.labels)
     model.eval()
     with torch.no_grad():
         for pixels, labels in zip(images.pixels.split(batch_size), images.labels.split(batch_size)):
             output = model(normalize(pixels))
             loss += F.nll_loss(output, labels, reduction='sum').item()
             correct += (output.argmax(1) == labels).sum().item()
-    n = len(images.labels)
     print(f'{title}: Average loss: {loss / n:.4f}, Accuracy: {correct}/{n} ({100 * correct / n:.2f}%)')
     return 100 * correct / n
 
 
-def check_classes(model, images):
-    """Raise ValueError unless the model tells as many classes apart as the data has."""
-    if model.fc3.out_features != len(images.classes):
-        raise ValueError(f'the model tells {model.fc3.out_features} classes apart, the data has {len(images.classes)}')
-
-
 # ---- command lines ---------------------------------------------------------------------------------------------------
 
-def number(kind, low, high=float('inf')):
-    """An argparse type: an `int` or `float` in [low, high]."""
+def add_common_arguments(parser):
+    parser.add_argument('--data', default='data', help='folder with train/ and test/ images, folder of torchvision\'s '
+                        'CIFAR-10 (downloaded if it is not there), or the word digits')
+    parser.add_argument('--no-cuda', action='store_true', help='use the CPU even if there is a GPU')
+    parser.add_argument('--log', type=log_file, default='log.txt', help='log file')
+
+
+def number(kind, low, high=math.inf):
+    """An argparse type: a finite `int` or `float` in [low, high]."""
     def parse(text):
         value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f'must be {low} to {high}, got {text}')
+        if not (low <= value <= high and value < math.inf):
+            expected = f'at least {low}' if high == math.inf else f'{low} to {high}'
+            raise argparse.ArgumentTypeError(f'must be {expected}, got {text}')
         return value
-    parse.__name__ = kind.__name__  # argparse names the type in its messages
+    parse.__name__ = kind.__name__  # for argparse's own message, when the text is no number at all
     return parse
+
+
+def log_file(path):
+    """An argparse type: a file that can be written to later."""
+    if not Path(path).parent.is_dir() or Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f'must be a file in an existing folder, got {path}')
+    return path
 
 
 def pick_device(no_cuda):

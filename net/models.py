@@ -1,6 +1,7 @@
 """The network of the homework, and its `.ptmodel` files."""
 import os
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -36,23 +37,30 @@ class AlexNet(PruningModule):
         return F.log_softmax(self.fc3(x), dim=1)
 
 
-def save_model(model, path):
-    """Write the whole module to `path`: either the complete new file stands there afterwards, or what was there before.
+@contextmanager
+def replace_file(path):
+    """Open a new file that takes the place of `path` once it is complete; until then, `path` stays as it was.
 
-    Raises OSError if the file cannot be written.
+    Missing parent folders are made. Raises OSError if the file cannot be written, and leaves nothing behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.partial')
+    partial.unlink(missing_ok=True)  # of an interrupted run
     try:
-        # An open file, not a path: PyTorch would write the path's name into the archive.
-        with open(partial, 'wb') as file:
-            torch.save(model, file)
+        with open(partial, 'xb') as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_model(model, path):
+    """Write the whole module to a `.ptmodel` file, in one piece or not at all."""
+    with replace_file(path) as file:
+        torch.save(model, file)  # an open file, not a path: PyTorch would write the path's name into the archive
 
 
 def load_model(path, device='cpu'):

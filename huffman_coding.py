@@ -1,0 +1,119 @@
+"""Stage 3 of Deep Compression: encode the shared model, decode it again, and check what is handed in."""
+import argparse
+import io
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import util
+from net.huffmancoding import huffman_decode_model, huffman_encode_model
+from net.models import AlexNet, load_model, replace_file, save_model
+
+DIRECTORY = 'encodings/'
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    util.add_common_arguments(parser)
+    parser.add_argument('--load-model-path', default='saves/model_after_weight_sharing.ptmodel', help='shared model')
+    parser.add_argument('--student-id', type=student_id, metavar='ID',
+                        help='write the files to hand in: ID.ptmodel and ID.zip')
+    return parser.parse_args(argv)
+
+
+def student_id(text):
+    """An argparse type: letters and digits, since the id becomes a file name."""
+    if not (text.isascii() and text.isalnum()):
+        raise argparse.ArgumentTypeError(f'must be letters and digits, got {text!r}')
+    return text
+
+
+def check_lossless(model, decoded):
+    """Raise ValueError unless all parameters of the two models are the same, bit for bit."""
+    decoded_params = dict(decoded.named_parameters())
+    for name, param in model.named_parameters():
+        if not torch.equal(param.data.view(torch.int32), decoded_params[name].data.view(torch.int32)):
+            raise ValueError(f'{name} differs after decoding: the encoding is not lossless')
+
+
+class Check(NamedTuple):
+    """One of the grader's checks."""
+    expected: str
+    found: str
+    passed: bool
+    points: str
+
+
+def submission_checks(model, accuracy_before, accuracy_after):
+    """What the grader will look at, in its order (the homework's points)."""
+    convs = [param for param in model.parameters() if param.dim() == 4]
+    zeros = sum(int((weight == 0).sum()) for weight in convs)
+    distinct = [len(torch.unique(weight)) for weight in convs]
+    return [
+        Check('a plain torch.load reads the model', *plain_load(model), 'required'),
+        Check('some convolution weight is zero', f'{zeros} zeros', zeros > 0, '70 points'),
+        Check('33 distinct values per convolution, on average', ', '.join(map(str, distinct)),
+              sum(distinct) == 33 * len(distinct), '10 points'),
+        Check('decoding keeps the accuracy', f'{accuracy_before:.2f}% -> {accuracy_after:.2f}%',
+              accuracy_before == accuracy_after, '10 points'),
+        Check('accuracy above 58% enters the ranking', f'{accuracy_after:.2f}%', accuracy_after > 58,
+              '10 points in the top third, 5 in the middle'),
+    ]
+
+
+def plain_load(model):
+    """Save and load as the grader does -> (what came back, whether it is an AlexNet)."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)  # safe: these are the bytes just written
+    return type(loaded).__name__, isinstance(loaded, AlexNet)
+
+
+def write_submission(model, student_id):
+    """Write the two files to hand in: the model and an archive of the net/ folder."""
+    save_model(model, f'{student_id}.ptmodel')
+    with replace_file(f'{student_id}.zip') as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(Path(__file__).with_name('net').glob('*.py')):
+            archive.write(path, f'net/{path.name}')
+    print(f'Wrote {student_id}.ptmodel and {student_id}.zip')
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    device = util.pick_device(args.no_cuda)
+    test_images = util.load_images(args.data, train=False).to(device)
+    model = load_model(args.load_model_path, device)
+
+    def report(key, model):
+        accuracy = util.test(model, device.type == 'cuda', test_images)
+        util.log(f'{key} {accuracy}', args.log)
+        return accuracy
+
+    print('--- Accuracy before encoding ---')
+    accuracy_before = report('Accuracy_before_encoding', model)
+    print('--- Start encoding ---')
+    huffman_encode_model(model, DIRECTORY, args.log)
+    print('--- Start decoding ---')
+    decoded = AlexNet(model.fc3.out_features).to(device)
+    huffman_decode_model(decoded, DIRECTORY)
+    check_lossless(model, decoded)
+    print('Lossless: every parameter came back bit for bit')
+    print('--- Accuracy after decoding ---')
+    accuracy_after = report('Accuracy_after_decoding', decoded)
+
+    print('--- Submission check ---')
+    checks = submission_checks(decoded, accuracy_before, accuracy_after)
+    for check in checks:
+        print(f'{"ok" if check.passed else "FAILED":6} | {check.expected:46} | {check.found:20} | {check.points}')
+    if args.student_id:
+        write_submission(decoded, args.student_id)
+        failed = [check.expected for check in checks if not check.passed]
+        if failed:
+            raise ValueError(f'submission check failed: {"; ".join(failed)}')
+
+
+if __name__ == '__main__':
+    util.run(main)

@@ -1,0 +1,424 @@
+"""Huffman coding of a pruned, weight-shared model (Han et al. 2016, section 4): a directory of small files and back.
+
+A stream of values becomes two files, `<prefix>.bin` and `<prefix>_codebook.bin`. Each is one byte, the number of
+padding bits (0 to 7), and then the bits, most significant first, zero-padded:
+
+    <prefix>.bin            the code of each value, one after the other
+    <prefix>_codebook.bin   the tree in pre-order: `1` and 32 bits (float32 or uint32, big-endian) for a leaf,
+                            `0` for an inner node, left child (bit 0) before right child (bit 1)
+
+    one distinct value      its leaf on the left, on the right a spare leaf: 32 zero bits (or 1, if the value is 0)
+    no values               both files are the single byte 0
+
+This file also works alone, beside any `util.py` that has `log`.
+"""
+import heapq
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.sparse import csc_matrix, csr_matrix
+
+from util import log
+
+INNER = -1  # marks an inner node in a pre-order list; leaves are numbers of symbols
+
+
+# ---- codes: counts -> tree -> code words -----------------------------------------------------------------------------
+
+def huffman_tree(counts):
+    """Counts of two or more symbols (Python integers) -> the nodes of their Huffman tree in pre-order, a list."""
+    n = len(counts)
+    heap = [(count, symbol) for symbol, count in enumerate(counts)]
+    heapq.heapify(heap)
+    children = {}
+    for inner in range(n, 2 * n - 1):
+        (left_count, left), (right_count, right) = heapq.heappop(heap), heapq.heappop(heap)
+        children[inner] = right, left
+        heapq.heappush(heap, (left_count + right_count, inner))
+    preorder, stack = [], [heap[0][1]]  # a stack, not recursion: skewed counts make trees as deep as n
+    while stack:
+        node = stack.pop()
+        preorder.append(node if node < n else INNER)
+        stack += children.get(node, ())
+    return preorder
+
+
+def code_words(preorder):
+    """Tree -> the code word of each symbol, as strings of 0 and 1."""
+    words, prefixes = {}, ['']
+    for symbol in preorder:
+        prefix = prefixes.pop()
+        if symbol == INNER:
+            prefixes += [prefix + '1', prefix + '0']
+        else:
+            words[symbol] = prefix
+    return [words[symbol] for symbol in range(len(words))]
+
+
+def tree_children(preorder):
+    """Tree -> (inner nodes, 2), int32: where bits 0 and 1 lead from each inner node; ~symbol is a leaf, 0 the root."""
+    children = np.zeros(len(preorder) - 1, dtype=np.int32)  # every node but the root is a child
+    slots, inner = [], 0  # slot 2 * node + bit
+    for i, symbol in enumerate(preorder):
+        if i > 0:
+            children[slots.pop()] = inner if symbol == INNER else ~symbol
+        if symbol == INNER:
+            slots += [2 * inner + 1, 2 * inner]
+            inner += 1
+    return children.reshape(-1, 2)
+
+
+# ---- streams: arrays <-> bits <-> bytes <-> files --------------------------------------------------------------------
+
+def pack_bits(bits):
+    """Bits (uint8, each 0 or 1) -> bytes: the number of padding bits, then the padded bits."""
+    return bytes([-len(bits) % 8]) + np.packbits(bits).tobytes()
+
+
+def unpack_bits(data):
+    """The inverse of `pack_bits`; ValueError if the header contradicts the rest."""
+    if not data or data[0] > 7 or (data[0] and len(data) == 1):
+        raise ValueError(f'bad header, expected the number of padding bits (0 to 7), got {data[:1].hex() or "nothing"}')
+    bits = np.unpackbits(np.frombuffer(data, np.uint8, offset=1))
+    n = len(bits) - data[0]
+    if bits[n:].any():
+        raise ValueError('padding bits must be zero')
+    return bits[:n]
+
+
+def encode_symbols(symbols, words, block=2 ** 16):
+    """Symbol numbers (n,) and their code words -> the bits of the stream, uint8."""
+    word_bits = np.frombuffer(''.join(words).encode(), np.uint8) - ord('0')
+    lengths = np.array([len(word) for word in words])
+    starts = np.cumsum(lengths) - lengths  # of each word in word_bits
+    bits = [np.empty(0, np.uint8)]
+    for part in np.split(symbols, range(block, len(symbols), block)):  # blocks that fit the cache
+        part_lengths = lengths[part]
+        ends = np.cumsum(part_lengths)
+        # Bit i of the block is bit i - (where its code starts in the block) of its code word.
+        shift = np.repeat(starts[part] - ends + part_lengths, part_lengths)
+        bits.append(word_bits[np.arange(len(shift)) + shift])
+    return np.concatenate(bits)
+
+
+def decode_symbols(bits, children):
+    """Bits of a stream and the tree -> symbol numbers, int32; ValueError if the bits stop inside a code word.
+
+    The tree is an automaton whose states are the inner nodes. A table says where each state gets by the next `width`
+    bits; so the only loop runs over groups of bits, not over symbols, and code words of any length will do.
+    """
+    width = min(8, max(1, 20 - len(children).bit_length()))  # bits; at most 2^20 entries, unless the tree is larger
+    groups = np.pad(bits, (0, -len(bits) % width)).reshape(-1, width)
+    to_next = np.maximum(children, 0)  # from a leaf on to the root
+    table = np.arange(len(children))[:, None]
+    for bit in np.unpackbits(np.arange(2 ** width, dtype=np.uint8)[:, None], axis=1)[:, -width:].T:
+        table = to_next[table, bit]  # (inner nodes, 2^width)
+    table = (table << width).ravel().tolist()  # a state is the offset of its row
+    state, states = 0, []
+    for group in (groups @ (1 << np.arange(width)[::-1])).tolist():
+        states.append(state)
+        state = table[state + group]
+    node, nodes = np.array(states, dtype=np.int32) >> width, np.empty(groups.shape, np.int32)
+    for i in range(width):  # all groups at once: the nodes that their bits lead to
+        nodes[:, i] = children[node, groups[:, i]]
+        node = np.maximum(nodes[:, i], 0)
+    nodes = nodes.ravel()[:len(bits)]
+    if len(nodes) and nodes[-1] >= 0:
+        raise ValueError('the bits stop inside a code word')
+    return ~nodes[nodes < 0]
+
+
+def encode_tree(preorder, values):
+    """Tree, and the value of each symbol (uint32) -> bits, uint8."""
+    is_leaf = np.array(preorder) != INNER
+    bits = np.zeros((len(preorder), 33), np.uint8)
+    bits[:, 0] = is_leaf
+    leaves = values[np.array(preorder)[is_leaf]].astype('>u4')
+    bits[is_leaf, 1:] = np.unpackbits(leaves.view(np.uint8).reshape(-1, 4), axis=1)
+    keep = np.ones(bits.shape, bool)
+    keep[~is_leaf, 1:] = False
+    return bits[keep]
+
+
+def decode_tree(bits):
+    """The inverse of `encode_tree`, symbols numbered in pre-order; ValueError unless the bits are one whole tree."""
+    flat, position, missing = bits.tobytes(), 0, 1
+    preorder, leaves = [], []  # leaves: where their values start
+    while missing:
+        if position >= len(flat):
+            raise ValueError('the tree ends early')
+        if flat[position]:
+            preorder.append(len(leaves))
+            leaves.append(position + 1)
+            position, missing = position + 33, missing - 1
+        else:
+            preorder.append(INNER)
+            position, missing = position + 1, missing + 1
+    if position != len(flat):
+        raise ValueError('the tree ends early' if position > len(flat) else f'{len(flat) - position} bits after the tree')
+    if len(preorder) == 1:
+        raise ValueError('the tree is only a leaf, expected two leaves or more')
+    values = np.lib.stride_tricks.sliding_window_view(bits, 32)[leaves]  # (leaves, 32)
+    return preorder, np.packbits(values, axis=1).view('>u4').ravel().astype(np.uint32)
+
+
+def huffman_encode(arr, prefix, save_dir='./'):
+    """Write the values of `arr` to `<prefix>_codebook.bin` and `<prefix>.bin`; return the bytes of each.
+
+    `arr` is float32, every bit of which is kept, or integers from 0 to 2^31 - 1; ValueError or TypeError otherwise.
+    """
+    values, symbols, counts = np.unique(_to_uint32(arr), return_inverse=True, return_counts=True)
+    if len(values) == 0:
+        tree_bits = code_bits = np.empty(0, np.uint8)
+    else:
+        if len(values) == 1:  # a spare leaf on the right, so that each value costs one bit
+            preorder, values = [INNER, 0, 1], np.append(values, values == 0).astype(np.uint32)
+        else:
+            preorder = huffman_tree(counts.tolist())
+        tree_bits = encode_tree(preorder, values)
+        code_bits = encode_symbols(symbols, code_words(preorder))
+    paths = _stream_paths(save_dir, prefix)
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    return tuple(path.write_bytes(pack_bits(bits)) for path, bits in zip(paths, (tree_bits, code_bits)))
+
+
+def huffman_decode(directory, prefix, dtype, count=None):
+    """Read the array (float32 or int32) that `huffman_encode` wrote; ValueError naming the file if that is not one.
+
+    `count` is the number of values to expect, where it is known.
+    """
+    codebook_path, data_path = _stream_paths(directory, prefix)
+    with _naming(codebook_path):
+        tree_bits = unpack_bits(codebook_path.read_bytes())
+        preorder, values = decode_tree(tree_bits) if len(tree_bits) else ([], np.empty(0, np.uint32))
+        if np.dtype(dtype) == np.int32 and (values > np.iinfo(np.int32).max).any():
+            raise ValueError(f'expected values below 2^31, got {values.max()}')
+    with _naming(data_path):
+        code_bits = unpack_bits(data_path.read_bytes())
+        if (len(code_bits) == 0) != (len(values) == 0):
+            raise ValueError(f'{len(code_bits)} bits of code, but {len(values)} values in the codebook')
+        symbols = decode_symbols(code_bits, tree_children(preorder)) if len(values) else np.empty(0, np.int32)
+        if count is not None and len(symbols) != count:
+            raise ValueError(f'expected {count} values, got {len(symbols)}')
+    return values[symbols].view(dtype)
+
+
+def _stream_paths(directory, prefix):
+    return Path(directory, f'{prefix}_codebook.bin'), Path(directory, f'{prefix}.bin')
+
+
+def _to_uint32(arr):
+    """The bits of float32 values, or non-negative integers as they are: (n,), uint32."""
+    arr = np.ascontiguousarray(arr).ravel()
+    if arr.dtype == np.float32:
+        return arr.view(np.uint32)
+    if arr.dtype.kind not in 'iu':
+        raise TypeError(f'values to encode must be float32 or integers, got {arr.dtype}')
+    if len(arr) and not 0 <= arr.min() <= arr.max() <= np.iinfo(np.int32).max:
+        raise ValueError(f'integers to encode must be 0 to 2^31 - 1, got {arr.min()} to {arr.max()}')
+    return arr.astype(np.uint32)
+
+
+@contextmanager
+def _naming(path):
+    """Put the name of the file before the message of an error in its contents."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+    except OSError as error:
+        raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+# ---- layers: a weight tensor <-> its sparse streams ------------------------------------------------------------------
+
+def calc_index_diff(indptr):
+    """Row (or column) pointers (n + 1,) -> the number of non-zeros in each row, (n,)."""
+    return indptr[1:] - indptr[:-1]
+
+
+def reconstruct_indptr(diff):
+    """The inverse of `calc_index_diff`."""
+    return np.concatenate([[0], np.cumsum(diff)])
+
+
+def huffman_encode_fc(param, name, directory):
+    """Encode a fully connected layer (out, in), as CSR if it is wider than high, else CSC; return bytes before, after.
+
+    Raises ValueError if a weight is -0.0 or NaN.
+    """
+    weights = _checked_weights(param, name)
+    form, matrix = ('csr', csr_matrix(weights)) if _is_csr(weights.shape) else ('csc', csc_matrix(weights))
+    return weights.nbytes, _encode_sparse(matrix, f'{name}_{form}', directory)
+
+
+def huffman_decode_fc(param, name, directory):
+    """Fill `param`, in place, with the weights that `huffman_encode_fc` wrote."""
+    if _is_csr(param.shape):
+        weights = _decode_sparse(tuple(param.shape), f'{name}_csr', directory)
+    else:
+        weights = _decode_sparse(tuple(param.shape)[::-1], f'{name}_csc', directory).T
+    param.data.copy_(torch.from_numpy(weights))
+
+
+def huffman_encode_conv(param, name, directory):
+    """Encode a convolution (Kn, Ch, W, H), each (W, H) kernel as CSR; return the bytes before and after.
+
+    The rows of all kernels together are one CSR matrix, whose lists are those of the kernels, concatenated. Raises
+    ValueError if a weight is -0.0 or NaN.
+    """
+    weights = _checked_weights(param, name)
+    compressed = _encode_sparse(csr_matrix(weights.reshape(-1, weights.shape[3])), f'{name}_csr', directory)
+    lengths = np.count_nonzero(weights, axis=(2, 3))
+    return weights.nbytes, compressed + sum(huffman_encode(lengths, f'{name}_csr_length', directory))
+
+
+def huffman_decode_conv(param, name, directory):
+    """Fill `param`, in place, with the weights that `huffman_encode_conv` wrote."""
+    kn, ch, w, h = param.shape
+    weights = _decode_sparse((kn * ch * w, h), f'{name}_csr', directory).reshape(kn, ch, w, h)
+    lengths = huffman_decode(directory, f'{name}_csr_length', np.int32, kn * ch)
+    if not np.array_equal(lengths, np.count_nonzero(weights, axis=(2, 3)).ravel()):
+        raise ValueError(f'{Path(directory, name)}_csr_length.bin: contradicts the row pointers')
+    param.data.copy_(torch.from_numpy(weights))
+
+
+def dump_bias(param, name, directory):
+    """Write a bias as raw float32, little-endian; return the bytes before and after."""
+    bias = param.detach().cpu().numpy()
+    return bias.nbytes, Path(directory, name).write_bytes(bias.astype('<f4').tobytes())
+
+
+def load_bias(param, name, directory):
+    """Fill `param`, in place, with the bias that `dump_bias` wrote; ValueError if it has another length."""
+    path = Path(directory, name)
+    with _naming(path):
+        data = path.read_bytes()
+        if len(data) != 4 * param.numel():
+            raise ValueError(f'expected {param.numel()} float32 values, got {len(data)} bytes')
+    param.data.copy_(torch.from_numpy(np.frombuffer(data, '<f4').astype(np.float32)).reshape(param.shape))
+
+
+def _is_csr(shape):
+    return shape[0] < shape[1]
+
+
+def _checked_weights(param, name):
+    """A weight tensor as a float32 array; ValueError for what sparse storage would lose."""
+    weights = param.detach().cpu().numpy()
+    if weights.dtype != np.float32:
+        raise TypeError(f'{name} must be float32, got {weights.dtype}')
+    if np.isnan(weights).any() or np.signbit(weights[weights == 0]).any():
+        raise ValueError(f'{name} holds NaN or -0.0, which sparse storage would lose')
+    return weights
+
+
+def _encode_sparse(matrix, prefix, directory):
+    """Encode the three lists of a CSR or CSC matrix; return the bytes."""
+    return sum(sum(huffman_encode(values, f'{prefix}_{part}', directory)) for part, values in [
+        ('data', matrix.data), ('indices', matrix.indices), ('indptr', calc_index_diff(matrix.indptr))])
+
+
+def _decode_sparse(shape, prefix, directory):
+    """Read the three lists of a CSR matrix (or of a CSC matrix, transposed) and return it dense, float32."""
+    n_rows, n_columns = shape
+    diff = huffman_decode(directory, f'{prefix}_indptr', np.int32, n_rows)
+    with _naming(Path(directory, f'{prefix}_indptr.bin')):
+        if (diff > n_columns).any():
+            raise ValueError(f'{diff.max()} non-zeros in a row of {n_columns}')
+    n = int(reconstruct_indptr(diff)[-1])
+    indices = huffman_decode(directory, f'{prefix}_indices', np.int32, n)
+    places = np.repeat(np.arange(n_rows), diff) * n_columns + indices
+    with _naming(Path(directory, f'{prefix}_indices.bin')):
+        if (indices >= n_columns).any() or (np.diff(places) <= 0).any():
+            raise ValueError(f'indices must rise within a row and stay below {n_columns}')
+    dense = np.zeros(n_rows * n_columns, np.float32)
+    dense[places] = huffman_decode(directory, f'{prefix}_data', np.float32, n)
+    return dense.reshape(shape)
+
+
+# ---- model: all layers <-> one directory -----------------------------------------------------------------------------
+
+def huffman_encode_model(model, directory='encodings/', filename='log.txt'):
+    """Write all parameters into `directory`, print and log a table of bytes; return (original, compressed) bytes.
+
+    The new files are written beside the directory, which is then swapped in by two renames, so that an interruption
+    leaves the old files or the new ones, whole. Raises ValueError, and leaves `directory` as it was, if it holds
+    files of somebody else or if a weight cannot be stored.
+    """
+    target, new, old = _swap_paths(directory)
+    _finish_swap(target, new, old)
+    _refuse_foreign(target, model)
+    new.mkdir(parents=True)
+    try:
+        sizes = _encode_parameters(model, new, filename)
+    except BaseException:
+        shutil.rmtree(new)
+        raise
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old, ignore_errors=True)
+    return sizes
+
+
+def huffman_decode_model(model, directory='encodings/'):
+    """Fill every parameter of `model`, in place, from `directory`; ValueError naming the file that does not fit."""
+    _finish_swap(*_swap_paths(directory))
+    decoders = {4: huffman_decode_conv, 2: huffman_decode_fc, 1: load_bias}
+    for name, param in model.named_parameters():
+        decoders[param.dim()](param, name, directory)
+
+
+def _encode_parameters(model, directory, filename):
+    encoders = {4: huffman_encode_conv, 2: huffman_encode_fc, 1: dump_bias}
+    lines = [f'{"Layer":<15} | {"original bytes":>20} {"compressed bytes":>20} improvement percent', '-' * 70]
+    print('\n'.join(lines))
+    totals = np.zeros(2, int)
+    for name, param in model.named_parameters():
+        sizes = encoders[param.dim()](param, name, directory)
+        lines.append(_table_row(name, *sizes))
+        print(lines[-1])
+        totals += sizes
+    lines.append(_table_row('total', *totals))
+    print(lines[-1])
+    log('\n'.join(lines), filename)
+    return tuple(totals.tolist())
+
+
+def _table_row(name, original, compressed):
+    return (f'{name:<15} | {original:20} {compressed:20} {original / compressed:>10.2f}x '
+            f'{100 * compressed / original:>6.2f}%')
+
+
+def _swap_paths(directory):
+    """The directory, and the two that stand beside it while it is replaced: the new files and the old ones."""
+    target = Path(os.path.abspath(directory))
+    return target, target.with_name(f'.{target.name}.new'), target.with_name(f'.{target.name}.old')
+
+
+def _finish_swap(target, new, old):
+    """After an interruption: finish the swap if it had begun, else drop the unfinished new files."""
+    if old.exists() and not target.exists():  # stopped between the two renames, so the new files are complete
+        os.rename(new, target)
+    for leftover in (new, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+
+
+def _refuse_foreign(directory, model):
+    """Raise ValueError if `directory` is no directory, or holds anything but the files of an encoded model."""
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise ValueError(f'{directory}: expected a directory to write encoded files into')
+    known = {name for name, param in model.named_parameters() if param.dim() == 1}
+    for name, param in model.named_parameters():
+        for part in ('data', 'indices', 'indptr', 'length'):
+            for form in ('csr', 'csc'):
+                known.update(path.name for path in _stream_paths('', f'{name}_{form}_{part}'))
+    for entry in sorted(directory.iterdir()) if directory.exists() else []:
+        if entry.name not in known or entry.is_symlink() or not entry.is_file():
+            raise ValueError(f'{directory}: holds {entry.name}, which the encoder did not write; nothing was replaced')

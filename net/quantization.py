@@ -1,0 +1,86 @@
+"""Weight sharing: the weights of a layer take the values of a small codebook (Han et al. 2016, section 3)."""
+import warnings
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+
+
+def apply_weight_sharing(model, bits=5):
+    """Replace, in place, every non-zero weight of each layer by one of at most 2^bits centroids; zeros stay zero.
+
+    A layer ends with min(2^bits, distinct non-zero weights) distinct non-zero values. Prints a line per layer.
+    Raises ValueError unless `bits` is 1 to 8 and all weights are finite.
+    """
+    if bits not in range(1, 9):
+        raise ValueError(f'bits must be 1 to 8, got {bits}')
+    for name, module in model.named_modules():
+        weight = getattr(module, 'weight', None)
+        if weight is None or weight.dim() < 2:
+            continue
+        shared, n_values = share_weights(weight.detach().cpu().numpy(), 2 ** bits)
+        weight.data.copy_(torch.from_numpy(shared))
+        print(f'{name:20} | {str(weight.size()):35} | => Quantize to {n_values} indices')
+
+
+def share_weights(weights, n_clusters):
+    """float32 array -> a copy with at most `n_clusters` distinct non-zero values, and the number of these."""
+    if not np.isfinite(weights).all():
+        raise ValueError(f'weights to share must be finite, got {weights[~np.isfinite(weights)][0]}')
+    alive = weights != 0
+    values, inverse, counts = np.unique(weights[alive], return_inverse=True, return_counts=True)
+    centroids = values
+    if len(values) > n_clusters:
+        starts = cluster_starts(values, counts, n_clusters)
+        centroids = interval_centroids(values, counts, starts)
+        inverse = (np.searchsorted(starts, np.arange(len(values)), side='right') - 1)[inverse]
+    shared = np.zeros_like(weights)  # +0.0, also where a weight was -0.0
+    shared[alive] = centroids[inverse]
+    n_values = len(np.unique(shared[shared != 0]))
+    assert n_values == min(n_clusters, len(values)) and np.array_equal(shared != 0, alive)
+    return shared, n_values
+
+
+def cluster_starts(values, counts, n_clusters):
+    """Sorted distinct values and how often each occurs -> where each cluster starts in `values`, (n_clusters,), int.
+
+    Clusters of numbers are intervals. K-means starts from centroids that are evenly spaced over [min, max], which
+    keeps the few large weights well represented (Han et al. 2016, section 3.2).
+    """
+    scaled = values / np.abs(values).max().astype(np.float64)  # scikit-learn's tolerance underflows for tiny weights
+    init = np.linspace(scaled[0], scaled[-1], n_clusters).reshape(-1, 1)
+    kmeans = KMeans(n_clusters, init=init, n_init=1, algorithm='lloyd')
+    with threadpool_limits(1), warnings.catch_warnings():  # one thread: with more, the sums depend on their order
+        warnings.simplefilter('ignore', ConvergenceWarning)  # fewer clusters than asked for: mended below
+        kmeans.fit(scaled.reshape(-1, 1), sample_weight=counts)
+    centers = np.sort(kmeans.cluster_centers_.ravel())
+    starts = np.searchsorted(scaled, (centers[:-1] + centers[1:]) / 2, side='right')
+    starts = np.unique(np.concatenate([[0], starts[starts < len(values)]]))
+    return split_widest(scaled, starts, n_clusters)
+
+
+def split_widest(values, starts, n_clusters):
+    """Split the widest interval of the sorted `values` at its largest gap until there are `n_clusters` intervals."""
+    while len(starts) < n_clusters:
+        ends = np.append(starts[1:], len(values))
+        widest = np.argmax(values[ends - 1] - values[starts])
+        gaps = np.diff(values[starts[widest]:ends[widest]])
+        starts = np.insert(starts, widest + 1, starts[widest] + 1 + np.argmax(gaps))
+    return starts
+
+
+def interval_centroids(values, counts, starts):
+    """The mean of each interval, float32: inside its interval, so all differ, and never zero.
+
+    A mean that rounds to zero gives way to the value of its interval that is nearest to zero.
+    """
+    sums = np.add.reduceat(values * counts.astype(np.float64), starts)
+    centroids = (sums / np.add.reduceat(counts, starts)).astype(np.float32)
+    ends = np.append(starts[1:], len(values))
+    centroids = np.clip(centroids, values[starts], values[ends - 1])
+    for i in np.flatnonzero(centroids == 0):
+        interval = values[starts[i]:ends[i]]
+        centroids[i] = interval[np.argmin(np.abs(interval))]
+    return centroids
