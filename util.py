@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -162,7 +161,7 @@ def test(model, use_cuda=True, images=None, title='Test set', batch_size=1000):
     loss, correct, n = 0.0, 0, len(images.labels)
     model.eval()
     with torch.no_grad():
-        for pixels, labels in zip(images.pixels.split(batch_size), images.labels.split(batch_size)):
+        for pixels, labels in zip(images.pixels.split(batch_size), images.labels.split(batch_size), strict=True):
             output = model(normalize(pixels))
             loss += F.nll_loss(output, labels, reduction='sum').item()
             correct += (output.argmax(1) == labels).sum().item()

@@ -13,6 +13,7 @@ padding bits (0 to 7), and then the bits, most significant first, zero-padded:
 This file also works alone, beside any `util.py` that has `log`.
 """
 import heapq
+import itertools
 import os
 import shutil
 from contextlib import contextmanager
@@ -158,8 +159,10 @@ def decode_tree(bits):
         else:
             preorder.append(INNER)
             position, missing = position + 1, missing + 1
-    if position != len(flat):
-        raise ValueError('the tree ends early' if position > len(flat) else f'{len(flat) - position} bits after the tree')
+    if position > len(flat):
+        raise ValueError('the tree ends early')
+    if position < len(flat):
+        raise ValueError(f'{len(flat) - position} bits after the tree')
     if len(preorder) == 1:
         raise ValueError('the tree is only a leaf, expected two leaves or more')
     values = np.lib.stride_tricks.sliding_window_view(bits, 32)[leaves]  # (leaves, 32)
@@ -183,7 +186,7 @@ def huffman_encode(arr, prefix, save_dir='./'):
         code_bits = encode_symbols(symbols, code_words(preorder))
     paths = _stream_paths(save_dir, prefix)
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    return tuple(path.write_bytes(pack_bits(bits)) for path, bits in zip(paths, (tree_bits, code_bits)))
+    return tuple(path.write_bytes(pack_bits(bits)) for path, bits in zip(paths, (tree_bits, code_bits), strict=True))
 
 
 def huffman_decode(directory, prefix, dtype, count=None):
@@ -404,7 +407,7 @@ def _swap_paths(directory):
 def _finish_swap(target, new, old):
     """After an interruption: finish the swap if it had begun, else drop the unfinished new files."""
     if old.exists() and not target.exists():  # stopped between the two renames, so the new files are complete
-        os.rename(new, target)
+        os.rename(new if new.exists() else old, target)
     for leftover in (new, old):
         if leftover.exists():
             shutil.rmtree(leftover)
@@ -414,11 +417,9 @@ def _refuse_foreign(directory, model):
     """Raise ValueError if `directory` is no directory, or holds anything but the files of an encoded model."""
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
         raise ValueError(f'{directory}: expected a directory to write encoded files into')
-    known = {name for name, param in model.named_parameters() if param.dim() == 1}
-    for name, param in model.named_parameters():
-        for part in ('data', 'indices', 'indptr', 'length'):
-            for form in ('csr', 'csc'):
-                known.update(path.name for path in _stream_paths('', f'{name}_{form}_{part}'))
+    names = dict(model.named_parameters())
+    streams = itertools.product(names, ('csr', 'csc'), ('data', 'indices', 'indptr', 'length'))
+    known = {path.name for parts in streams for path in _stream_paths('', '_'.join(parts))} | names.keys()
     for entry in sorted(directory.iterdir()) if directory.exists() else []:
         if entry.name not in known or entry.is_symlink() or not entry.is_file():
             raise ValueError(f'{directory}: holds {entry.name}, which the encoder did not write; nothing was replaced')

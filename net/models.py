@@ -82,33 +82,39 @@ def load_model(path, device='cpu'):
         raise ValueError(f'{path}: holds a {type(stored).__name__}, expected a whole net.models.AlexNet')
     try:
         return _rebuild(_stored_parameters(stored)).to(device)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f'{path}: not the inside of an AlexNet ({type(error).__name__}: {error})') from error
 
 
 def _stored_parameters(stored):
     """name -> Parameter of an unpickled module, without calling any method that the file could have replaced."""
     parameters = dict(vars(stored)['_parameters'])
-    for layer_name, layer in dict(vars(stored)['_modules']).items():
-        for name, param in dict(vars(layer)['_parameters']).items():
+    for layer_name, layer in vars(stored)['_modules'].items():
+        if not isinstance(layer, nn.Module):
+            raise ValueError(f'{layer_name} is a {type(layer).__name__}, expected a layer')
+        for name, param in vars(layer)['_parameters'].items():
             parameters[f'{layer_name}.{name}'] = param
     return parameters
 
 
 def _rebuild(parameters):
     """A new AlexNet with copies of these parameters; ValueError if a name, shape, type or value is wrong."""
-    model = AlexNet(n_classes=len(parameters['fc3.bias']))
-    expected = dict(model.named_parameters())
-    if parameters.keys() != expected.keys():
-        differ = ', '.join(sorted(map(str, parameters.keys() ^ expected.keys())))
-        raise ValueError(f'parameters differ from those of an AlexNet: {differ}')
-    for name, param in expected.items():
-        value = parameters[name]
+    with torch.device('meta'):  # names only: the number of classes is not known yet
+        names = {name for name, _ in AlexNet().named_parameters()}
+    if parameters.keys() != names:
+        raise ValueError(f'parameters differ from those of an AlexNet: {", ".join(sorted(parameters.keys() ^ names))}')
+    for name, value in parameters.items():
         if type(value) is not nn.Parameter or value.dtype != torch.float32:
             raise ValueError(f'{name} is {getattr(value, "dtype", type(value).__name__)}, expected float32')
-        if value.shape != param.shape:
-            raise ValueError(f'{name} has shape {tuple(value.shape)}, expected {tuple(param.shape)}')
+        if value.untyped_storage().nbytes() < 4 * value.numel():  # strides of 0 make a few bytes look huge
+            raise ValueError(f'{name} has shape {tuple(value.shape)}, more than the values stored for it')
         if not torch.isfinite(value).all():
             raise ValueError(f'{name} holds {value[~torch.isfinite(value)][0]}, expected finite values')
-        param.data.copy_(value)
+    model = AlexNet(n_classes=parameters['fc3.bias'].numel())
+    for name, param in model.named_parameters():
+        if parameters[name].shape != param.shape:
+            raise ValueError(f'{name} has shape {tuple(parameters[name].shape)}, expected {tuple(param.shape)}')
+        param.data.copy_(parameters[name])
     return model

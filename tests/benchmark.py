@@ -1,0 +1,154 @@
+"""Measure the coder and the training loop against baselines, in one run, because machines are noisy.
+
+    python tests/benchmark.py [--model saves/model_after_weight_sharing.ptmodel]
+
+Without a model, a random AlexNet is pruned at the paper's rates and shared at 5 bits.
+"""
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from bitarray import bitarray, decodetree
+from bitarray.util import huffman_code
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import plain_coder  # noqa: E402
+
+import pruning  # noqa: E402
+import util  # noqa: E402
+from net import huffmancoding  # noqa: E402
+from net.models import AlexNet, load_model  # noqa: E402
+from net.quantization import apply_weight_sharing  # noqa: E402
+
+
+def timed(function, *args):
+    start = time.perf_counter()
+    result = function(*args)
+    return time.perf_counter() - start, result
+
+
+def best_of(n, function, *args):
+    return min(timed(function, *args)[0] for _ in range(n))
+
+
+def paper_model():
+    torch.manual_seed(0)
+    model = AlexNet()
+    for param in model.parameters():
+        param.data.normal_(std=float(param.abs().mean()))
+    model.prune_by_percentile()
+    apply_weight_sharing(model)
+    return model
+
+
+# ---- the coder against the scaffold's own algorithm ------------------------------------------------------------------
+
+def plain_encode_model(model, directory):
+    for name, param in model.named_parameters():
+        weights = param.detach().numpy()
+        if weights.ndim == 4:
+            plain_coder.encode_conv(weights, name, directory)
+        elif weights.ndim == 2:
+            plain_coder.encode_fc(weights, name, directory)
+
+
+def plain_decode_model(model, directory):
+    for name, param in model.named_parameters():
+        if param.dim() == 4:
+            plain_coder.decode_conv(tuple(param.shape), name, directory)
+        elif param.dim() == 2:
+            plain_coder.decode_fc(tuple(param.shape), name, directory)
+
+
+def benchmark_model(model):
+    decoded = AlexNet(model.fc3.out_features)
+    with tempfile.TemporaryDirectory() as folder:
+        log, ours, plain = f'{folder}/log.txt', f'{folder}/ours', f'{folder}/plain'
+        Path(plain).mkdir()
+        encode = best_of(3, huffmancoding.huffman_encode_model, model, ours, log)
+        decode = best_of(3, huffmancoding.huffman_decode_model, decoded, ours)
+        plain_encode = timed(plain_encode_model, model, plain)[0]
+        plain_decode = timed(plain_decode_model, model, plain)[0]
+    for verb, seconds, baseline in [('encode', encode, plain_encode), ('decode', decode, plain_decode)]:
+        print(f'{verb} the model: {seconds:.2f} s, scaffold\'s algorithm {baseline:.1f} s: {baseline / seconds:.1f}x')
+
+
+# ---- one stream against bitarray -------------------------------------------------------------------------------------
+
+def benchmark_stream(name, arr):
+    """Symbols per second of one stream, from array to file and back, beside bitarray's Huffman code in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        encode = best_of(3, huffmancoding.huffman_encode, arr, 'stream', folder)
+        decode = best_of(3, huffmancoding.huffman_decode, folder, 'stream', arr.dtype, len(arr))
+    symbols = arr.tolist()
+
+    def bitarray_encode():
+        code = huffman_code(Counter(symbols))
+        bits = bitarray()
+        bits.encode(code, symbols)
+        return code, bits
+
+    def bitarray_decode():
+        return list(bits.decode(decodetree(code)))
+
+    code, bits = bitarray_encode()
+    baseline_encode, baseline_decode = best_of(3, bitarray_encode), best_of(3, bitarray_decode)
+    for verb, ours, baseline in [('encode', encode, baseline_encode), ('decode', decode, baseline_decode)]:
+        print(f'{verb} {name} ({len(arr)} symbols): {len(arr) / ours / 1e6:5.1f} million symbols/s, '
+              f'bitarray {len(arr) / baseline / 1e6:5.1f}: {baseline / ours:4.2f}x')
+
+
+# ---- a training step, bare and in the loop ---------------------------------------------------------------------------
+
+def benchmark_step(pruned, batch_size=256, n_steps=6, rounds=5):
+    """Seconds per step of the real loop (batches, augmentation, masks) and bare, taken in turns."""
+    model = AlexNet()
+    if pruned:
+        model.prune_by_percentile()
+    n = batch_size * n_steps
+    images = util.Images(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)),
+                         tuple('0123456789'))
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    pixels, labels = torch.randn(batch_size, 3, 32, 32), torch.randint(10, (batch_size,))
+
+    def bare():
+        for _ in range(n_steps):
+            optimizer.zero_grad()
+            F.nll_loss(model(pixels), labels).backward()
+            optimizer.step()
+
+    def real():
+        pruning.train(model, images, optimizer, CosineAnnealingLR(optimizer, n_steps), 1, batch_size)
+
+    bare()
+    times = [(timed(bare)[0] / n_steps, timed(real)[0] / n_steps) for _ in range(rounds)]
+    bare_step, real_step = (statistics.median(column) for column in zip(*times, strict=True))
+    print(f'training step of {batch_size} images, {"pruned" if pruned else "dense"}: bare {bare_step * 1e3:.0f} ms, '
+          f'real loop {real_step * 1e3:.0f} ms: {100 * (real_step / bare_step - 1):+.1f} %')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', help='pruned and shared model')
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    model = load_model(args.model) if args.model else paper_model()
+    fc2 = model.fc2.weight.detach().numpy()
+    columns, rows = np.nonzero(fc2.T)
+    for pruned in (False, True):
+        benchmark_step(pruned)
+    benchmark_stream('fc2 data', fc2[rows, columns])
+    benchmark_stream('fc2 indices', rows.astype(np.int32))
+    benchmark_model(model)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from net.prune import PruningModule
+
+
+class TinyNet(PruningModule):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 2, kernel_size=2)
+        self.fc1 = nn.Linear(4, 2)
+
+
+@pytest.fixture
+def net():
+    net = TinyNet()
+    net.conv1.weight.data = torch.tensor([1., -2., 3., -4., 5., -6., 7., -8.]).reshape(2, 1, 2, 2)
+    net.fc1.weight.data = torch.tensor([[0.1, -0.2, 0.3, -0.4], [0.0, 0.2, -0.2, 0.8]])
+    return net
+
+
+def test_weights_below_the_threshold_become_zero_in_place(net):
+    storage = net.fc1.weight.data_ptr()
+    net._prune(net.fc1, 0.25)
+    assert net.fc1.weight.equal(torch.tensor([[0., 0., 0.3, -0.4], [0., 0., 0., 0.8]]))
+    assert net.fc1.weight.data_ptr() == storage
+
+
+def test_a_weight_at_the_threshold_stays(net):
+    net._prune(net.conv1, 6)
+    assert net.conv1.weight.flatten().tolist() == [0, 0, 0, 0, 0, -6, 7, -8]
+
+
+def test_pruning_writes_no_negative_zeros_and_leaves_biases_alone(net):
+    biases = [net.conv1.bias.clone(), net.fc1.bias.clone()]
+    net._prune(net.conv1, 100)
+    net._prune(net.fc1, 0.25)
+    assert not net.conv1.weight.signbit().any() and not net.fc1.weight[net.fc1.weight == 0].signbit().any()
+    assert net.conv1.bias.equal(biases[0]) and net.fc1.bias.equal(biases[1])
+
+
+def test_the_threshold_of_std_pruning_is_s_population_deviations_of_conv_and_fc_layers(net, capsys):
+    stds = {'conv1': net.conv1.weight.detach().numpy().std(), 'fc1': net.fc1.weight.detach().numpy().std()}
+    net.prune_by_std(0.75)
+    assert capsys.readouterr().out.splitlines() == [
+        f'Pruning with threshold : {0.75 * stds["conv1"]:.4f} for layer conv1',
+        f'Pruning with threshold : {0.75 * stds["fc1"]:.4f} for layer fc1']
+    assert net.conv1.weight.flatten().tolist() == [0, 0, 0, -4, 5, -6, 7, -8]  # std 5.07
+    assert net.fc1.weight.equal(torch.tensor([[0., 0., 0.3, -0.4], [0., 0., 0., 0.8]]))  # std 0.36
+
+
+@pytest.mark.parametrize('percent, kept', [
+    (100, [1, -2, 3, -4, 5, -6, 7, -8]),
+    (50, [0, 0, 0, 0, 5, -6, 7, -8]),
+    (25, [0, 0, 0, 0, 0, 0, 7, -8]),
+    (12.5, [0, 0, 0, 0, 0, 0, 0, -8]),
+    (0, [0, 0, 0, 0, 0, 0, 0, -8]),  # strictly below: the largest weight always stays
+])
+def test_percentile_pruning_keeps_that_percentage(net, percent, kept):
+    net.prune_by_percentile({'conv1': percent})
+    assert net.conv1.weight.flatten().tolist() == kept
+
+
+def test_layers_that_are_not_named_stay_as_they_are(net):
+    before = net.conv1.weight.clone()
+    net.prune_by_percentile({'fc1': 25})
+    assert net.conv1.weight.equal(before)
+
+
+def test_equal_magnitudes_stay_or_go_together(net):
+    net.fc1.weight.data = torch.tensor([[1., -1., 1., -1.], [1., 1., 2., 2.]])
+    net.prune_by_percentile({'fc1': 50})
+    assert net.fc1.weight.tolist() == [[1, -1, 1, -1], [1, 1, 2, 2]]  # the median is 1, and 1 < 1 is false
+
+
+def test_a_second_pruning_respects_the_first(net):
+    net.prune_by_percentile({'conv1': 50})
+    net.prune_by_percentile({'conv1': 25})
+    assert net.conv1.weight.flatten().tolist() == [0, 0, 0, 0, 0, 0, 7, -8]
+
+
+@pytest.mark.parametrize('percent', [84, 38, 9, 1, 0.03])
+def test_percentile_thresholds_agree_with_numpy(percent):
+    net = TinyNet()
+    net.fc1 = nn.Linear(100, 77)
+    weights = net.fc1.weight.detach().numpy().astype(np.float64)
+    threshold = np.percentile(np.abs(weights), 100 - percent)
+    net.prune_by_percentile({'fc1': percent})
+    assert np.array_equal(net.fc1.weight.detach().numpy() != 0, np.abs(weights) >= threshold)
+
+
+def test_thresholds_are_float64(net):
+    """Between neighbouring float32 numbers there is no float32 threshold; rounded to one, it would prune nothing."""
+    after_one = np.nextafter(np.float32(1), np.float32(2))
+    net.fc1.weight.data = torch.tensor([[1., 1., 1., 1.], [after_one] * 4])
+    net.prune_by_percentile({'fc1': 50})
+    assert torch.count_nonzero(net.fc1.weight) == 4
+
+
+def test_a_layer_may_have_more_weights_than_torch_quantile_takes():
+    net = TinyNet()
+    net.fc1 = nn.Linear(4096, 4097)
+    net.fc1.weight.data = torch.arange(1., 4096 * 4097 + 1).reshape(4097, 4096)  # whole numbers, rounded above 2^24
+    net.prune_by_percentile({'fc1': 50})
+    assert torch.count_nonzero(net.fc1.weight) == 4096 * 4097 // 2
+
+
+@pytest.mark.parametrize('q, message', [
+    ({'fc9': 50}, "unknown layer 'fc9', expected one of conv1, fc1"),
+    ({'fc1': 101}, 'fc1 must be 0 to 100, got 101'),
+    ({'fc1': -1}, 'fc1 must be 0 to 100, got -1'),
+    ({'fc1': float('nan')}, 'fc1 must be 0 to 100, got nan'),
+])
+def test_bad_percentages_are_refused_before_anything_is_pruned(net, q, message):
+    before = net.conv1.weight.clone()
+    with pytest.raises(ValueError, match=message):
+        net.prune_by_percentile({'conv1': 10, **q})
+    assert net.conv1.weight.equal(before)
+
+
+@pytest.mark.parametrize('s', [-0.1, float('nan'), float('inf')])
+def test_bad_sensitivities_are_refused(net, s):
+    with pytest.raises(ValueError, match=f'sensitivity must be .* got {s}'):
+        net.prune_by_std(s)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('method', ['prune_by_std', 'prune_by_percentile'])
+def test_weights_that_are_not_finite_are_refused_before_anything_is_pruned(net, value, method):
+    net.fc1.weight.data[1, 2] = value
+    before = net.conv1.weight.clone()
+    with pytest.raises(ValueError, match=f'fc1.weight holds {value}'):
+        net.prune_by_std() if method == 'prune_by_std' else net.prune_by_percentile({'conv1': 10, 'fc1': 10})
+    assert net.conv1.weight.equal(before)
+
+
+def test_default_rates_are_those_of_table_4_of_the_paper():
+    assert PruningModule.DEFAULT_PRUNE_RATE == {
+        'conv1': 84, 'conv2': 38, 'conv3': 35, 'conv4': 37, 'conv5': 37, 'fc1': 9, 'fc2': 9, 'fc3': 25}

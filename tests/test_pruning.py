@@ -1,0 +1,156 @@
+import pytest
+import torch
+from torch import nn
+
+import pruning
+import util
+
+
+def tiny_net():
+    layers = nn.Linear(48, 8), nn.Tanh(), nn.Linear(8, 2)
+    return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), *layers, nn.LogSoftmax(dim=1))
+
+
+@pytest.fixture
+def images():
+    return util.Images(torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8), torch.arange(20) % 2, ('a', 'b'))
+
+
+def train(model, images, optimizer, epochs=2):
+    constant = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
+    pruning.train(model, images, optimizer, constant, epochs, batch_size=5)
+
+
+OPTIMIZERS = {
+    'Adam': lambda params: torch.optim.Adam(params, lr=0.01),
+    'Adam with weight decay': lambda params: torch.optim.Adam(params, lr=0.01, weight_decay=0.1),
+    'fused Adam': lambda params: torch.optim.Adam(params, lr=0.01, weight_decay=0.1, fused=True),
+    'AdamW': lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.1),
+    'AMSGrad': lambda params: torch.optim.Adam(params, lr=0.01, amsgrad=True),
+    'SGD with momentum': lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=0.1),
+    'SGD with Nesterov momentum': lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, nesterov=True),
+    'RMSprop with momentum': lambda params: torch.optim.RMSprop(params, lr=0.01, momentum=0.9),
+}
+
+
+def prune_half(model):
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            layer.weight.data[layer.weight.abs() < layer.weight.abs().median()] = 0
+
+
+@pytest.mark.parametrize('make_optimizer', OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_pruned_weights_stay_zero_through_an_optimizer_with_history(make_optimizer, images):
+    model = tiny_net()
+    optimizer = make_optimizer(model.parameters())
+    train(model, images, optimizer)
+    prune_half(model)
+    before = [param.clone() for param in model.parameters()]
+    train(model, images, optimizer)
+    for param, old in zip(model.parameters(), before, strict=True):
+        assert torch.equal(param == 0, old == 0)
+        assert not param[param == 0].signbit().any()
+        assert not torch.equal(param, old)
+
+
+@pytest.mark.parametrize('name', ['Adam', 'SGD with momentum'])
+def test_momentum_would_revive_pruned_weights_if_it_were_kept(name, images):
+    """What the test above guards against: zero gradients alone do not keep weights zero."""
+    model = tiny_net()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    train(model, images, optimizer)
+    prune_half(model)
+    pruned = model[2].weight == 0
+    for param in model.parameters():
+        param.grad.zero_()
+    optimizer.step()
+    assert (model[2].weight[pruned] != 0).any()
+
+
+def test_a_training_with_nothing_pruned_has_no_masks():
+    model = tiny_net()
+    assert pruning.pruning_masks(model, OPTIMIZERS['Adam'](model.parameters())) == []
+
+
+def test_negative_zeros_count_as_pruned_and_become_positive():
+    model = tiny_net()
+    model[4].weight.data[0] = -0.0
+    [(param, mask)] = pruning.pruning_masks(model, OPTIMIZERS['Adam'](model.parameters()))
+    assert param is model[4].weight and mask.tolist() == [[0] * 8, [1] * 8]
+    assert not param[0].signbit().any()
+
+
+def test_training_learns(images, capsys):
+    model = tiny_net()
+    images.pixels[images.labels == 1] //= 4
+    train(model, images, OPTIMIZERS['Adam'](model.parameters()), epochs=15)
+    lines = capsys.readouterr().out.splitlines()
+    losses = [float(line.split('Average loss: ')[1].split(',')[0]) for line in lines]
+    assert len(losses) == 15 and losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize('schedule', ['one-cycle', 'cosine'])
+@pytest.mark.parametrize('epochs, n_images', [(1, 40), (3, 41), (1, 5), (1, 4)])
+def test_the_learning_rate_falls_towards_zero_over_all_steps(schedule, epochs, n_images):
+    args = pruning.parse_args(['--schedule', schedule, '--lr', '0.5', '--batch-size', '4'])
+    optimizer, scheduler = pruning.make_optimizer(tiny_net(), args, epochs, n_images)
+    rates = []
+    for _ in range(epochs * -(-n_images // 4)):
+        optimizer.step()
+        rates.append(optimizer.param_groups[0]['lr'])
+        scheduler.step()
+    assert max(rates) <= 0.5
+    if len(rates) >= 10:
+        assert max(rates) > 0.4 and rates[-1] < 0.02
+
+
+def test_arguments_default_to_pruning_by_percentile():
+    args = pruning.parse_args([])
+    assert (args.prune, args.seed, args.log) == ('percentile', 42, 'log.txt')
+
+
+def test_a_sensitivity_alone_selects_std_pruning():
+    assert pruning.parse_args(['--sensitivity', '0.5']).prune == 'std'
+
+
+def test_rates_override_single_layers_of_the_paper():
+    args = pruning.parse_args(['--rates', 'conv1=50,fc2=0.5'])
+    assert args.rates == {'conv1': 50, 'fc2': 0.5}
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--prune', 'percentile', '--sensitivity', '1'], '--sensitivity goes with --prune std'),
+    (['--prune', 'std', '--rates', 'fc1=9'], '--rates goes with --prune percentile'),
+    (['--rates', 'fc9=9'], "unknown layer 'fc9', expected one of conv1, conv2"),
+    (['--rates', 'fc1=101'], 'must be 0 to 100, got 101'),
+    (['--rates', 'fc1'], "'fc1' is not LAYER=PERCENT"),
+    (['--rates', 'fc1=x'], "'fc1=x' is not LAYER=PERCENT"),
+    (['--epochs', '-1'], '--epochs: must be at least 1, got -1'),
+    (['--retrain-epochs', '0'], '--retrain-epochs: must be at least 1, got 0'),
+    (['--batch-size', '0'], '--batch-size: must be at least 1, got 0'),
+    (['--batch-size', 'many'], "--batch-size: invalid int value: 'many'"),
+    (['--lr', '-0.1'], '--lr: must be at least 0, got -0.1'),
+    (['--lr', 'nan'], '--lr: must be at least 0, got nan'),
+    (['--lr', 'inf'], '--lr: must be at least 0, got inf'),
+    (['--sensitivity', '-1'], '--sensitivity: must be at least 0, got -1'),
+    (['--schedule', 'none'], "invalid choice: 'none'"),
+    (['--seed', '-1'], '--seed: must be 0 to 9223372036854775807, got -1'),
+    (['--log', 'missing/log.txt'], '--log: must be a file in an existing folder, got missing/log.txt'),
+    (['--validation', '0'], '--validation: must be at least 1, got 0'),
+])
+def test_bad_arguments_end_in_one_line_and_status_2(argv, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        pruning.parse_args(argv)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_training_on_the_gpu_keeps_pruned_weights_zero(images):
+    model = tiny_net().cuda()
+    optimizer = OPTIMIZERS['fused Adam'](model.parameters())
+    train(model, images.to('cuda'), optimizer)
+    prune_half(model)
+    pruned = model[2].weight == 0
+    train(model, images.to('cuda'), optimizer)
+    assert torch.equal(model[2].weight == 0, pruned)

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from net.models import AlexNet
+from net.quantization import apply_weight_sharing, share_weights
+
+
+def share(weights, bits):
+    weights = np.array(weights, dtype=np.float32)
+    shared, n_values = share_weights(weights.copy(), 2 ** bits)
+    assert np.array_equal(shared != 0, weights != 0)  # zeros stay zero, and nothing else becomes zero
+    assert not np.signbit(shared[shared == 0]).any()
+    assert n_values == len(set(shared[shared != 0])) == min(2 ** bits, len(set(weights[weights != 0])))
+    return shared
+
+
+def test_each_weight_takes_the_mean_of_its_cluster():
+    assert share([[1, 0, 2], [9, 10, 0]], bits=1).tolist() == [[1.5, 0, 1.5], [9.5, 9.5, 0]]
+
+
+def test_repeated_weights_pull_the_centroid():
+    assert share([1, 1, 1, 3, 18, 20], bits=1).tolist() == [1.5, 1.5, 1.5, 1.5, 19, 19]
+
+
+def lloyd(values, n_clusters):
+    """The textbook loop, from evenly spaced centroids."""
+    values = values.astype(np.float64)
+    centroids = np.linspace(values.min(), values.max(), n_clusters)
+    for _ in range(300):
+        labels = np.abs(values[:, None] - centroids).argmin(1)
+        centroids = np.array([values[labels == k].mean() for k in range(n_clusters)])
+    return centroids[labels]
+
+
+@pytest.mark.parametrize('bits', [1, 2, 3, 4])
+def test_clusters_are_those_of_the_textbook_loop(bits):
+    weights = np.random.default_rng(0).uniform(-1, 1, 60).astype(np.float32)
+    assert np.allclose(share(weights, bits), lloyd(weights, 2 ** bits))
+
+
+@pytest.mark.parametrize('reason, weights, bits', [
+    ('all zero', np.zeros((3, 4)), 5),
+    ('empty', np.zeros((0, 4)), 5),
+    ('negative zeros', [-0.0, 0.0, 1.0, 2.0, 3.0], 1),
+    ('one value', [0, 0, 3], 1),
+    ('one value many times', [2.5] * 100, 5),
+    ('fewer values than clusters', [1, 2, 3, 0, 3, 2], 2),
+    ('as many values as clusters', [1, 2, 3, 4], 2),
+    ('one value more than clusters', [1, 2, 3, 4, 5], 2),
+    ('a centroid that would be zero', [-0.1, 0.1, 10], 1),
+    ('a centroid that would be zero, of many', [-3, -2, -1, 1, 2, 3, 100, -100, 99], 2),
+    ('denormals', np.arange(1, 200) * 1e-45, 3),
+    ('denormals of both signs', np.arange(-99, 100) * 1e-45, 5),
+    ('denormals beside large weights', np.concatenate([np.arange(1, 40) * 1e-42, [1e30, -1e30]]), 5),
+    ('the largest and smallest numbers', [3.4e38, -3.4e38, 1e-45, -1e-45, 1, 2], 2),
+    ('clusters that start empty: an outlier', np.append(np.linspace(1, 2, 40), 1e6), 5),
+    ('duplicates in few places', np.repeat(np.append(np.linspace(1, 1.001, 33), 9), 50), 5),
+    ('neighbouring float32 numbers', np.float32(1) + np.arange(40) * np.finfo(np.float32).eps, 5),
+    ('a convolution', np.random.default_rng(1).normal(size=(8, 4, 3, 3)), 5),
+])
+def test_every_layer_ends_with_the_count_of_values_it_should_have(reason, weights, bits):
+    share(weights, bits)
+
+
+def test_layers_with_few_values_stay_as_they_are():
+    assert share([1, -2, 3, 0, 3, -2], bits=2).tolist() == [1, -2, 3, 0, 3, -2]
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False)), st.integers(1, 4))
+def test_sharing_keeps_zeros_counts_and_the_order_of_weights(weights, bits):
+    weights = np.sort(weights)
+    shared = share(weights, bits)
+    assert (np.diff(shared[weights != 0]) >= 0).all()
+
+
+def test_sharing_does_not_change_its_input():
+    weights = np.arange(100, dtype=np.float32)
+    share_weights(weights, 4)
+    assert np.array_equal(weights, np.arange(100))
+
+
+class TinyNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, kernel_size=3)
+        self.fc1 = nn.Linear(16, 8)
+
+
+def test_a_line_is_printed_for_each_layer_and_biases_stay(capsys):
+    net = TinyNet()
+    net.conv1.weight.data.flatten()[::2] = 0
+    biases = [net.conv1.bias.clone(), net.fc1.bias.clone()]
+    apply_weight_sharing(net, bits=3)
+    assert capsys.readouterr().out.splitlines() == [
+        'conv1                | torch.Size([8, 3, 3, 3])            | => Quantize to 8 indices',
+        'fc1                  | torch.Size([8, 16])                 | => Quantize to 8 indices']
+    assert len(net.conv1.weight.unique()) == 9 and len(net.fc1.weight.unique()) == 8
+    assert net.conv1.bias.equal(biases[0]) and net.fc1.bias.equal(biases[1])
+
+
+def test_each_convolution_of_a_pruned_alexnet_has_the_33_values_the_grader_counts():
+    model = AlexNet()
+    model.fc2 = nn.Linear(8, 8)  # the convolutions are what matters here
+    model.prune_by_percentile({f'conv{i}': 10 for i in range(1, 6)})
+    apply_weight_sharing(model)
+    assert [len(param.unique()) for param in model.parameters() if param.dim() == 4] == [33] * 5
+
+
+@pytest.mark.parametrize('bits', [0, 9, -1, 2.5])
+def test_bits_outside_1_to_8_are_refused(bits):
+    with pytest.raises(ValueError, match=f'bits must be 1 to 8, got {bits}'):
+        apply_weight_sharing(TinyNet(), bits)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_not_finite_are_refused(value):
+    net = TinyNet()
+    net.fc1.weight.data[0, 0] = value
+    with pytest.raises(ValueError, match=f'must be finite, got {value}'):
+        apply_weight_sharing(net)

@@ -1,0 +1,183 @@
+"""The three scripts, in sequence, on digits."""
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import huffman_coding
+import pruning
+import util
+import weight_share
+from net.models import AlexNet, load_model, save_model
+
+ROOT = Path(pruning.__file__).parent
+DIGITS = ['--data', 'digits', '--no-cuda']
+SHORT = [*DIGITS, '--batch-size', '256', '--retrain-epochs', '1']
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A folder in which the three scripts have run, and what they printed."""
+    folder = tmp_path_factory.mktemp('finished')
+    commands = [['pruning.py', *SHORT, '--epochs', '1'], ['weight_share.py', *DIGITS],
+                ['huffman_coding.py', *DIGITS, '--student-id', 'b08902000']]
+    outputs = [run(command, folder) for command in commands]
+    assert [done.returncode for done in outputs[:2]] == [0, 0], outputs
+    return folder, [done.stdout for done in outputs], outputs[2]
+
+
+def run(command, folder):
+    return subprocess.run([sys.executable, ROOT / command[0], *command[1:]], cwd=folder, capture_output=True, text=True)
+
+
+def test_each_script_hands_a_model_to_the_next(finished):
+    folder, _, _ = finished
+    for name in ('saves/initial_model', 'saves/model_after_retraining', 'saves/model_after_weight_sharing',
+                 'b08902000'):
+        assert isinstance(load_model(folder / f'{name}.ptmodel'), AlexNet)
+
+
+def test_the_log_holds_the_keys_of_the_homework_in_order(finished):
+    words = [line.split() for line in (finished[0] / 'log.txt').read_text().splitlines()]
+    keys = [line[0] for line in words if 'accuracy' in line[0].lower()]
+    assert keys == [
+        'initial_accuracy', 'accuracy_after_pruning', 'accuracy_after_retraining', 'Accuracy_before_quantization',
+        'Accuracy_after_quantization', 'Accuracy_before_encoding', 'Accuracy_after_decoding']
+    assert all(0 <= float(line[1]) <= 100 for line in words if line[0] in keys)
+
+
+def test_each_layer_keeps_the_percentage_of_the_paper(finished):
+    model = load_model(finished[0] / 'saves/model_after_retraining.ptmodel')
+    for name, percent in AlexNet.DEFAULT_PRUNE_RATE.items():
+        weight = getattr(model, name).weight
+        assert int(torch.count_nonzero(weight)) == pytest.approx(weight.numel() * percent / 100, rel=1e-4)  # ties stay
+
+
+def test_the_printed_total_is_the_bytes_on_disk(finished):
+    folder, outputs, _ = finished
+    total = next(line for line in outputs[2].splitlines() if line.startswith('total')).split()
+    assert int(total[2]) == 81_378_600
+    assert int(total[3]) == sum(path.stat().st_size for path in (folder / 'encodings').iterdir())
+
+
+def test_what_is_handed_in_is_the_shared_model_and_the_net_folder(finished):
+    folder, _, _ = finished
+    handed_in = torch.load(folder / 'b08902000.ptmodel', weights_only=False)
+    shared = load_model(folder / 'saves/model_after_weight_sharing.ptmodel')
+    assert all(torch.equal(a, b) for a, b in zip(handed_in.parameters(), shared.parameters(), strict=True))
+    with zipfile.ZipFile(folder / 'b08902000.zip') as archive:
+        assert sorted(archive.namelist()) == sorted(f'net/{path.name}' for path in (ROOT / 'net').glob('*.py'))
+
+
+def test_the_submission_check_names_what_was_found_and_the_points(finished):
+    lines = finished[1][2].split('--- Submission check ---\n')[1].splitlines()
+    table = [[cell.strip() for cell in line.split('|')] for line in lines[:5]]
+    assert [row[0] for row in table[:4]] == ['ok'] * 4
+    assert [row[3] for row in table] == ['required', '70 points', '10 points', '10 points',
+                                         '10 points in the top third, 5 in the middle']
+    assert table[2][2] == '33, 33, 33, 33, 33'
+
+
+def test_an_accuracy_below_the_ranking_ends_in_status_1_and_is_named(finished):
+    """One epoch of training is not enough for 58 %; the files are there all the same."""
+    done = finished[2]
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == 'error: submission check failed: accuracy above 58% enters the ranking'
+
+
+def test_retraining_can_start_from_a_dense_model_and_report_on_held_out_images(finished, capsys):
+    os.symlink(finished[0] / 'saves/initial_model.ptmodel', 'dense.ptmodel')
+    pruning.main([*SHORT, '--load-model-path', 'dense.ptmodel', '--validation', '300', '--rates', 'fc2=1,conv1=10'])
+    out = capsys.readouterr().out
+    assert 'Initial training' not in out and 'Test set' not in out
+    assert out.count('Validation set: ') == 3 and '/300 (' in out
+    model = load_model('saves/model_after_retraining.ptmodel')
+    assert int(torch.count_nonzero(model.fc2.weight)) == pytest.approx(167_772, rel=1e-4)  # 1 %, the paper keeps 9 %
+    assert not Path('saves/initial_model.ptmodel').exists()
+
+
+def test_pruning_by_std_leaves_fewer_weights_for_a_higher_sensitivity(finished, capsys):
+    dense = str(finished[0] / 'saves/initial_model.ptmodel')
+    alive = []
+    for sensitivity in ('0.5', '1.5'):
+        args = pruning.parse_args(['--sensitivity', sensitivity])
+        model = load_model(dense)
+        pruning.prune(model, args)
+        alive.append(int(torch.count_nonzero(model.fc2.weight)))
+    assert alive[0] > alive[1] > 0
+
+
+def test_without_an_id_nothing_is_handed_in_and_a_failed_check_is_no_failure(finished):
+    Path('saves').symlink_to(finished[0] / 'saves')
+    huffman_coding.main(DIGITS)
+    assert not list(Path().glob('*.ptmodel')) and not list(Path().glob('*.zip'))
+
+
+def test_other_bits_are_shared_but_fail_the_graders_count(finished, capsys):
+    pruned = str(finished[0] / 'saves/model_after_retraining.ptmodel')
+    weight_share.main([*DIGITS, '--bits', '2', '--load-model-path', pruned, '--save-model-path', 'two-bits.ptmodel'])
+    with pytest.raises(ValueError, match='33 distinct values per convolution'):
+        huffman_coding.main([*DIGITS, '--load-model-path', 'two-bits.ptmodel', '--student-id', 'x1'])
+    assert '| 5, 5, 5, 5, 5' in capsys.readouterr().out
+    assert Path('x1.ptmodel').exists() and Path('x1.zip').exists()
+
+
+def test_a_decode_that_differs_is_a_loud_failure(finished, monkeypatch):
+    def decode_one_bit_wrong(model, directory):
+        model.load_state_dict(shared.state_dict())
+        model.fc2.bias.data.view(torch.int32)[77] ^= 1
+    path = str(finished[0] / 'saves/model_after_weight_sharing.ptmodel')
+    shared = load_model(path)
+    monkeypatch.setattr(huffman_coding, 'huffman_decode_model', decode_one_bit_wrong)
+    with pytest.raises(ValueError, match='fc2.bias differs after decoding'):
+        huffman_coding.main([*DIGITS, '--load-model-path', path, '--student-id', 'x1'])
+    assert not Path('x1.ptmodel').exists()
+
+
+@pytest.mark.parametrize('student_id', ['../../x', '', 'a b', 'a.b', '學號', '-'])
+def test_an_id_is_letters_and_digits(student_id, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        huffman_coding.parse_args([f'--student-id={student_id}'])
+    assert stopped.value.code == 2
+    assert f'must be letters and digits, got {student_id!r}' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('bits', ['0', '9', 'x'])
+def test_bits_are_1_to_8(bits, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        weight_share.parse_args(['--bits', bits])
+    assert stopped.value.code == 2 and '--bits: ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('script', ['weight_share.py', 'huffman_coding.py'])
+def test_a_missing_model_ends_in_one_line_and_status_1(script):
+    done = run([script, *DIGITS], '.')
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: saves/model_after_') and len(done.stderr.splitlines()) == 1
+    assert not Path('encodings').exists()
+
+
+def test_a_model_for_other_classes_ends_in_one_line():
+    save_model(AlexNet(n_classes=3), 'saves/model_after_retraining.ptmodel')
+    with pytest.raises(SystemExit, match='^error: the model tells 3 classes apart, the data has 10$'):
+        util.run(lambda: weight_share.main(DIGITS))
+
+
+def test_ctrl_c_ends_in_status_130():
+    def interrupted():
+        raise KeyboardInterrupt
+    with pytest.raises(SystemExit) as stopped:
+        util.run(interrupted)
+    assert stopped.value.code == 130
+
+
+@pytest.mark.parametrize('script', ['pruning', 'weight_share', 'huffman_coding'])
+def test_importing_a_script_does_nothing(script):
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run([sys.executable, '-c', f'import {script}'], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+    assert os.listdir() == []
