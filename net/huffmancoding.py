@@ -98,39 +98,75 @@ def encode_symbols(symbols, words, block=2 ** 16):
     starts = np.cumsum(lengths) - lengths  # of each word in word_bits
     bits = [np.empty(0, np.uint8)]
     for part in np.split(symbols, range(block, len(symbols), block)):  # blocks that fit the cache
-        part_lengths = lengths[part]
-        ends = np.cumsum(part_lengths)
-        # Bit i of the block is bit i - (where its code starts in the block) of its code word.
-        shift = np.repeat(starts[part] - ends + part_lengths, part_lengths)
-        bits.append(word_bits[np.arange(len(shift)) + shift])
+        bits.append(word_bits[_ranges(starts[part], lengths[part])])
     return np.concatenate(bits)
 
 
 def decode_symbols(bits, children):
     """Bits of a stream and the tree -> symbol numbers, int32; ValueError if the bits stop inside a code word.
 
-    The tree is an automaton whose states are the inner nodes. A table says where each state gets by the next `width`
-    bits; so the only loop runs over groups of bits, not over symbols, and code words of any length will do.
+    The tree is an automaton whose states are its inner nodes. It takes `width` bits at a time from a table; a cell of
+    the table, one for each state and group of bits, tells the next state and the symbols that come out on the way.
     """
-    width = min(8, max(1, 20 - len(children).bit_length()))  # bits; at most 2^20 entries, unless the tree is larger
-    groups = np.pad(bits, (0, -len(bits) % width)).reshape(-1, width)
-    to_next = np.maximum(children, 0)  # from a leaf on to the root
-    table = np.arange(len(children))[:, None]
-    for bit in np.unpackbits(np.arange(2 ** width, dtype=np.uint8)[:, None], axis=1)[:, -width:].T:
-        table = to_next[table, bit]  # (inner nodes, 2^width)
-    table = (table << width).ravel().tolist()  # a state is the offset of its row
-    state, states = 0, []
-    for group in (groups @ (1 << np.arange(width)[::-1])).tolist():
-        states.append(state)
-        state = table[state + group]
-    node, nodes = np.array(states, dtype=np.int32) >> width, np.empty(groups.shape, np.int32)
-    for i in range(width):  # all groups at once: the nodes that their bits lead to
-        nodes[:, i] = children[node, groups[:, i]]
-        node = np.maximum(nodes[:, i], 0)
-    nodes = nodes.ravel()[:len(bits)]
-    if len(nodes) and nodes[-1] >= 0:
+    width = min(8, max(1, 18 - len(children).bit_length()))  # bits; 2^18 cells at most, unless the tree is larger
+    row_of_next, n_out, out = _automaton_table(children, width)
+    whole = len(bits) - len(bits) % width
+    groups = np.packbits(bits[:whole].reshape(-1, width), axis=1).ravel() >> (8 - width)
+    cells = _run_automaton(row_of_next, groups, width)
+    symbols = out[_ranges((np.cumsum(n_out) - n_out)[cells], n_out[cells])]
+    node, last = (row_of_next[cells[-1]] >> width if len(cells) else 0), []
+    for bit in bits[whole:]:  # fewer than `width`
+        node = children[node, bit]
+        if node < 0:
+            last.append(~node)
+            node = 0
+    if node != 0:
         raise ValueError('the bits stop inside a code word')
-    return ~nodes[nodes < 0]
+    return np.append(symbols, last).astype(np.int32)
+
+
+def _automaton_table(children, width):
+    """-> the row offset of the next state and the number of symbols out of each cell, and all these symbols in a row.
+
+    The cell of a state and a group of bits is number (state << width) + group.
+    """
+    patterns = np.unpackbits(np.arange(2 ** width, dtype=np.uint8)[:, None], axis=1)[:, -width:]
+    node, nodes = np.arange(len(children))[:, None], np.empty((len(children), *patterns.shape), np.int32)
+    for i in range(width):
+        nodes[:, :, i] = children[node, patterns[:, i]]
+        node = np.maximum(nodes[:, :, i], 0)  # from a leaf on to the root
+    is_leaf = nodes < 0
+    return (node << width).ravel(), is_leaf.sum(2).ravel(), ~nodes[is_leaf]
+
+
+def _run_automaton(row_of_next, groups, width):
+    """Groups of bits -> the cells that the automaton passes, from the root on.
+
+    The groups are cut into lanes that run side by side, each from a guessed state: the root. Huffman codes find back
+    into step, so nearly all lanes end in the right state all the same. Where a lane's end is not what the next one
+    started from, all run again from these ends, until they agree: at worst once per lane, since each run puts at
+    least one more lane right.
+    """
+    length = 2520 // width  # of a lane, in groups; 2520 bits are whole code words of equal length up to 10 bits
+    length *= max(1, len(groups) // (1024 * length))
+    lanes = np.pad(groups, (0, -len(groups) % length)).reshape(-1, length).T.astype(np.int32, order='C')
+    cells, starts = np.empty_like(lanes), np.zeros(lanes.shape[1], np.int32)
+    while True:
+        state = starts
+        for i, group in enumerate(lanes):
+            cells[i] = state + group
+            state = row_of_next[cells[i]]
+        ends = np.append(0, state)[:-1]
+        if np.array_equal(starts, ends):
+            return cells.T.ravel()[:len(groups)]
+        starts = ends
+
+
+def _ranges(starts, lengths):
+    """start, start + 1, ... for each pair of start and length, one range after the other."""
+    ends = np.cumsum(lengths)
+    shift = np.repeat(starts - ends + lengths, lengths)
+    return np.arange(len(shift)) + shift
 
 
 def encode_tree(preorder, values):
@@ -174,14 +210,16 @@ def huffman_encode(arr, prefix, save_dir='./'):
 
     `arr` is float32, every bit of which is kept, or integers from 0 to 2^31 - 1; ValueError or TypeError otherwise.
     """
-    values, symbols, counts = np.unique(_to_uint32(arr), return_inverse=True, return_counts=True)
+    arr = _to_uint32(arr)
+    values = np.unique(arr)
+    symbols = np.searchsorted(values, arr)  # much faster than np.unique's own inverse
     if len(values) == 0:
         tree_bits = code_bits = np.empty(0, np.uint8)
     else:
         if len(values) == 1:  # a spare leaf on the right, so that each value costs one bit
             preorder, values = [INNER, 0, 1], np.append(values, values == 0).astype(np.uint32)
         else:
-            preorder = huffman_tree(counts.tolist())
+            preorder = huffman_tree(np.bincount(symbols).tolist())
         tree_bits = encode_tree(preorder, values)
         code_bits = encode_symbols(symbols, code_words(preorder))
     paths = _stream_paths(save_dir, prefix)

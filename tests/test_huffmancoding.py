@@ -655,6 +655,7 @@ INTERRUPTIONS = {  # folder -> what it holds when the encoder stops, and the mod
     'while writing other files': ({'encodings': OLD, '.encodings.new': UNFINISHED}, OLD),
     'before the first rename': ({'encodings': OLD, '.encodings.new': NEW}, OLD),
     'between the renames': ({'.encodings.old': OLD, '.encodings.new': NEW}, NEW),
+    'between the renames, and the new files were lost': ({'.encodings.old': OLD}, OLD),
     'while deleting the old files': ({'encodings': NEW, '.encodings.old': UNFINISHED}, NEW),
 }
 interruptions = pytest.mark.parametrize('folders, expected', INTERRUPTIONS.values(), ids=INTERRUPTIONS)
