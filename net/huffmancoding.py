@@ -232,6 +232,8 @@ def huffman_decode(directory, prefix, dtype, count=None):
 
     `count` is the number of values to expect, where it is known.
     """
+    if np.dtype(dtype) not in (np.float32, np.int32):
+        raise TypeError(f'streams hold float32 or int32, got {dtype}')
     codebook_path, data_path = _stream_paths(directory, prefix)
     with _naming(codebook_path):
         tree_bits = unpack_bits(codebook_path.read_bytes())
@@ -396,7 +398,7 @@ def huffman_encode_model(model, directory='encodings/', filename='log.txt'):
     _refuse_foreign(target, model)
     new.mkdir(parents=True)
     try:
-        sizes = _encode_parameters(model, new, filename)
+        totals, table = _encode_parameters(model, new)
     except BaseException:
         shutil.rmtree(new)
         raise
@@ -404,18 +406,23 @@ def huffman_encode_model(model, directory='encodings/', filename='log.txt'):
         os.rename(target, old)
     os.rename(new, target)
     shutil.rmtree(old, ignore_errors=True)
-    return sizes
+    log(table, filename)
+    return totals
 
 
 def huffman_decode_model(model, directory='encodings/'):
-    """Fill every parameter of `model`, in place, from `directory`; ValueError naming the file that does not fit."""
+    """Fill every parameter of `model`, in place, from `directory`.
+
+    Raises ValueError naming the file that does not fit; the parameters before it have been filled by then.
+    """
     _finish_swap(*_swap_paths(directory))
     decoders = {4: huffman_decode_conv, 2: huffman_decode_fc, 1: load_bias}
     for name, param in model.named_parameters():
         decoders[param.dim()](param, name, directory)
 
 
-def _encode_parameters(model, directory, filename):
+def _encode_parameters(model, directory):
+    """Write all parameters and print the table row by row; return (original, compressed) bytes and the table."""
     encoders = {4: huffman_encode_conv, 2: huffman_encode_fc, 1: dump_bias}
     lines = [f'{"Layer":<15} | {"original bytes":>20} {"compressed bytes":>20} improvement percent', '-' * 70]
     print('\n'.join(lines))
@@ -427,8 +434,7 @@ def _encode_parameters(model, directory, filename):
         totals += sizes
     lines.append(_table_row('total', *totals))
     print(lines[-1])
-    log('\n'.join(lines), filename)
-    return tuple(totals.tolist())
+    return tuple(totals.tolist()), '\n'.join(lines)
 
 
 def _table_row(name, original, compressed):

@@ -24,6 +24,8 @@ class AlexNet(PruningModule):
         self.fc1 = nn.Linear(256, 4096)
         self.fc2 = nn.Linear(4096, 4096)
         self.fc3 = nn.Linear(4096, n_classes)
+        for param in self.parameters():  # among 20 million draws some may be exactly 0.0, which would mean pruned
+            param.data[param.data == 0] = torch.finfo(param.dtype).tiny
 
     def forward(self, x):
         """Images (n, 3, 32, 32), normalised, float32 -> log-probabilities (n, n_classes)."""

@@ -1,5 +1,13 @@
+import tempfile
+
 import pytest
 import torch
+from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+set_hypothesis_home_dir(tempfile.mkdtemp())  # nothing is written beside the tests
+settings.register_profile('same cases every time, on slow machines too', derandomize=True, database=None, deadline=None)
+settings.load_profile('same cases every time, on slow machines too')
 
 
 @pytest.fixture(autouse=True)

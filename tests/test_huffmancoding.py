@@ -42,7 +42,7 @@ from net.huffmancoding import (
     unpack_bits,
 )
 
-few = settings(max_examples=60, deadline=None, database=None)
+few = settings(max_examples=60)
 
 
 @pytest.fixture(scope='module')
@@ -235,6 +235,23 @@ def test_codes_longer_than_a_machine_word_and_trees_deeper_than_the_stack_come_b
 @pytest.mark.parametrize('n', [2 ** 12, 2 ** 12 + 1, 2 ** 14])
 def test_trees_so_large_that_the_decoder_takes_fewer_bits_at_a_time_come_back(n):
     check_symbols([1] * n, [0, n - 1, *range(0, n, 97)])
+
+
+@pytest.mark.parametrize('reason, counts', [
+    ('2520 bits of a lane are whole codes of 3 bits', [1] * 8),
+    ('lanes never fall into step: 11 bits do not divide 2520', [1] * 2 ** 11),
+    ('lanes fall into step after a few codes', list(range(1, 300))),
+    ('lanes end inside codes of 40 bits', fibonacci(41)),
+])
+def test_streams_of_many_lanes_come_back(reason, counts):
+    check_symbols(counts, np.random.default_rng(0).integers(len(counts), size=5000).tolist())
+
+
+@pytest.mark.parametrize('dtype', [np.float64, np.int64, np.uint32])
+def test_streams_are_read_as_float32_or_int32_only(dtype, tmp_path):
+    huffman_encode(np.array([1, 2], np.int32), 'stream', tmp_path)
+    with pytest.raises(TypeError, match='streams hold float32 or int32, got'):
+        huffman_decode(tmp_path, 'stream', dtype)
 
 
 @given(st.binary(max_size=9), st.integers(0, 7))
