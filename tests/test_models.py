@@ -104,6 +104,7 @@ def rename_layer(model):
     model.fc4 = model._modules.pop('fc1')
 
 
+@pytest.mark.filterwarnings('ignore:Validating sparse tensor invariants')
 @pytest.mark.parametrize('content, message', [
     (lambda: AlexNet().state_dict(), 'holds a OrderedDict, expected a whole net.models.AlexNet'),
     (lambda: torch.zeros(3), 'holds a Tensor, expected a whole net.models.AlexNet'),
