@@ -1,6 +1,7 @@
 """Stage 1 of Deep Compression: train the network, prune its small weights, retrain what is left."""
 import argparse
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,13 @@ def parse_args(argv=None):
     parser.add_argument('--seed', type=util.number(int, 0, 2**63 - 1), default=42, help='random seed')
     parser.add_argument('--log-interval', type=util.number(int, 1), default=10, help='steps between two shown losses')
     parser.add_argument('--prune', choices=['percentile', 'std'], help='how to find the thresholds: keep a percentage '
-                        'of each layer (the default), or compare with its standard deviation')
+                        'of each layer (unless --sensitivity is given), or compare with its standard deviation')
     parser.add_argument('--rates', type=parse_rates, metavar='LAYER=PERCENT,...',
                         help='percent of the weights to keep in these layers, instead of the paper\'s')
     parser.add_argument('--sensitivity', type=util.number(float, 0),
                         help='threshold in standard deviations; alone it selects --prune std')
-    parser.add_argument('--load-model-path', help='trained dense model: skips the first training')
+    parser.add_argument('--load-model-path', help='trained dense model: skips the first training; '
+                        'with --validation, it must have been trained with the same --validation')
     parser.add_argument('--validation', type=util.number(int, 1), metavar='N',
                         help='hold N training images out and report on them instead of the test set')
     args = parser.parse_args(argv)
@@ -83,7 +85,7 @@ def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_inter
 
 
 def pruning_masks(model, optimizer):
-    """(parameter, mask) for every parameter with pruned weights: 0.0 where pruned, 1.0 elsewhere.
+    """(parameter, mask) for every parameter with zeros: 0.0 where pruned, 1.0 elsewhere. Works in place.
 
     What the optimizer remembers of pruned weights (momentum) is cleared, once: with neither history nor gradient the
     update of a pruned weight is zero, whatever the weight decay, because decay is proportional to the weight.
@@ -117,6 +119,7 @@ def main(argv=None):
     args = parse_args(argv)
     torch.manual_seed(args.seed)
     device = util.pick_device(args.no_cuda)
+    Path('saves').mkdir(exist_ok=True)  # if it cannot be made, better now than after the training
     images = util.load_images(args.data).to(device)
     if args.validation:
         title, (images, test_images) = 'Validation set', images.split(args.validation)

@@ -2,6 +2,7 @@
 import argparse
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +81,7 @@ def load_images(root='data', train=True):
     """
     if root == 'digits':
         return _load_digits(train)
-    if (Path(root) / 'train').is_dir() and (Path(root) / 'test').is_dir():
+    if Path(root, 'train').is_dir() or Path(root, 'test').is_dir():
         return _load_folder(Path(root), 'train' if train else 'test')
     return _load_cifar10(root, train)
 
@@ -102,8 +103,8 @@ def _load_folder(root, split):
             raise ValueError(f'{root}: train/ and test/ must hold the same classes, only one has {", ".join(differ)}')
         to_tensor = transforms.Compose([transforms.Resize((SIZE, SIZE)), transforms.PILToTensor()])
         folder = ImageFolder(root / split, transform=to_tensor)
-    except FileNotFoundError as error:  # no class folder, or one without images; torchvision's message is long
-        raise FileNotFoundError(f'{root / split}: {str(error).splitlines()[0]}') from error
+    except FileNotFoundError as error:  # one of the two is missing, or has no class folder, or a class has no image
+        raise FileNotFoundError(f'{root}: expected images in train/<class>/ and test/<class>/ ({error})') from error
     pixels = torch.empty(len(folder), 3, SIZE, SIZE, dtype=torch.uint8)
     for i, (path, _) in enumerate(tqdm(folder.samples, f'Reading {root / split}', leave=False, disable=None)):
         try:
@@ -114,9 +115,13 @@ def _load_folder(root, split):
 
 
 def _load_cifar10(root, train):
+    existed = Path(root).exists()
     try:
         cifar10 = CIFAR10(root, train=train, download=True)
     except (OSError, RuntimeError) as error:
+        if not existed:
+            with suppress(OSError):
+                Path(root).rmdir()  # torchvision makes the folder before it fails
         raise FileNotFoundError(
             f'CIFAR-10 is not in {root!r} and cannot be downloaded ({error}): put cifar-10-python.tar.gz there, '
             'or give --data FOLDER with train/<class>/ and test/<class>/ images inside, '
@@ -198,6 +203,7 @@ def log_file(path):
 
 
 def pick_device(no_cuda):
+    """The GPU if there is one and it is wanted, else the CPU."""
     return torch.device('cuda' if torch.cuda.is_available() and not no_cuda else 'cpu')
 
 
@@ -205,7 +211,7 @@ def run(main):
     """Call a script's main and exit: bad input ends in one line and status 1, Ctrl-C in status 130."""
     try:
         sys.exit(main())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit(130)

@@ -38,7 +38,7 @@ def huffman_tree(counts):
     children = {}
     for inner in range(n, 2 * n - 1):
         (left_count, left), (right_count, right) = heapq.heappop(heap), heapq.heappop(heap)
-        children[inner] = right, left
+        children[inner] = right, left  # the stack below takes the left one first
         heapq.heappush(heap, (left_count + right_count, inner))
     preorder, stack = [], [heap[0][1]]  # a stack, not recursion: skewed counts make trees as deep as n
     while stack:
@@ -333,6 +333,8 @@ def huffman_decode_conv(param, name, directory):
 def dump_bias(param, name, directory):
     """Write a bias as raw float32, little-endian; return the bytes before and after."""
     bias = param.detach().cpu().numpy()
+    if bias.dtype != np.float32:
+        raise TypeError(f'{name} must be float32, got {bias.dtype}')
     return bias.nbytes, Path(directory, name).write_bytes(bias.astype('<f4').tobytes())
 
 
@@ -379,8 +381,12 @@ def _decode_sparse(shape, prefix, directory):
     with _naming(Path(directory, f'{prefix}_indices.bin')):
         if (indices >= n_columns).any() or (np.diff(places) <= 0).any():
             raise ValueError(f'indices must rise within a row and stay below {n_columns}')
+    data = huffman_decode(directory, f'{prefix}_data', np.float32, n)
+    with _naming(Path(directory, f'{prefix}_data.bin')):
+        if not data.all():
+            raise ValueError('holds zeros, expected non-zero weights')
     dense = np.zeros(n_rows * n_columns, np.float32)
-    dense[places] = huffman_decode(directory, f'{prefix}_data', np.float32, n)
+    dense[places] = data
     return dense.reshape(shape)
 
 

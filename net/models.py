@@ -66,18 +66,20 @@ def save_model(model, path):
 
 
 def load_model(path, device='cpu'):
-    """Read an AlexNet from a `.ptmodel` file that need not be trusted: no code of the file runs.
+    """Read an AlexNet from a `.ptmodel` file that need not be trusted: it cannot run code of its own.
 
     The file is unpickled under an allow-list, and only its parameters, each checked, are copied into a new model.
     Raises FileNotFoundError or ValueError, naming the file, if it is missing or anything else than such a model.
     """
     try:
-        with torch.serialization.safe_globals([AlexNet, nn.Conv2d, nn.Linear]):
+        with torch.serialization.safe_globals([AlexNet, nn.Conv2d, nn.Linear, set]):
             stored = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f'{path}: no such file, expected a .ptmodel of an AlexNet') from None
+    except OSError as error:
+        raise ValueError(f'{path}: cannot be read ({error.strerror or error})') from error
     except pickle.UnpicklingError as error:
-        raise ValueError(f'{path}: refused, it holds more than the parameters of an AlexNet') from error
+        raise ValueError(f'{path}: refused, no .ptmodel or more in it than the parameters of an AlexNet') from error
     except Exception as error:  # PyTorch raises many types of errors for damaged archives
         raise ValueError(f'{path}: not a readable .ptmodel file (truncated, damaged or another format)') from error
     if not isinstance(stored, AlexNet):
@@ -103,10 +105,12 @@ def _stored_parameters(stored):
 
 def _rebuild(parameters):
     """A new AlexNet with copies of these parameters; ValueError if a name, shape, type or value is wrong."""
-    with torch.device('meta'):  # names only: the number of classes is not known yet
-        names = {name for name, _ in AlexNet().named_parameters()}
-    if parameters.keys() != names:
-        raise ValueError(f'parameters differ from those of an AlexNet: {", ".join(sorted(parameters.keys() ^ names))}')
+    with torch.device('meta'):  # shapes only: no memory is taken before all of them are found right
+        expected = dict(AlexNet().named_parameters())
+        differ = parameters.keys() ^ expected.keys()
+        if differ:
+            raise ValueError(f'parameters differ from those of an AlexNet: {", ".join(sorted(differ))}')
+        model = AlexNet(n_classes=parameters['fc3.bias'].numel())
     for name, value in parameters.items():
         if type(value) is not nn.Parameter or value.dtype != torch.float32:
             raise ValueError(f'{name} is {getattr(value, "dtype", type(value).__name__)}, expected float32')
@@ -114,9 +118,10 @@ def _rebuild(parameters):
             raise ValueError(f'{name} has shape {tuple(value.shape)}, more than the values stored for it')
         if not torch.isfinite(value).all():
             raise ValueError(f'{name} holds {value[~torch.isfinite(value)][0]}, expected finite values')
-    model = AlexNet(n_classes=parameters['fc3.bias'].numel())
+        shape = model.get_parameter(name).shape
+        if value.shape != shape:
+            raise ValueError(f'{name} has shape {tuple(value.shape)}, expected {tuple(shape)}')
+    model = model.to_empty(device='cpu')
     for name, param in model.named_parameters():
-        if parameters[name].shape != param.shape:
-            raise ValueError(f'{name} has shape {tuple(parameters[name].shape)}, expected {tuple(param.shape)}')
         param.data.copy_(parameters[name])
     return model

@@ -14,7 +14,7 @@ def apply_weight_sharing(model, bits=5):
     A layer ends with min(2^bits, distinct non-zero weights) distinct non-zero values. Prints a line per layer.
     Raises ValueError unless `bits` is 1 to 8 and all weights are finite.
     """
-    if bits not in range(1, 9):
+    if not isinstance(bits, int) or bits not in range(1, 9):
         raise ValueError(f'bits must be 1 to 8, got {bits}')
     for name, module in model.named_modules():
         weight = getattr(module, 'weight', None)

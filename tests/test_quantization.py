@@ -109,7 +109,7 @@ def test_each_convolution_of_a_pruned_alexnet_has_the_33_values_the_grader_count
     assert [len(param.unique()) for param in model.parameters() if param.dim() == 4] == [33] * 5
 
 
-@pytest.mark.parametrize('bits', [0, 9, -1, 2.5])
+@pytest.mark.parametrize('bits', [0, 9, -1, 2.5, 5.0])
 def test_bits_outside_1_to_8_are_refused(bits):
     with pytest.raises(ValueError, match=f'bits must be 1 to 8, got {bits}'):
         apply_weight_sharing(TinyNet(), bits)

@@ -89,6 +89,15 @@ def test_an_accuracy_below_the_ranking_ends_in_status_1_and_is_named(finished):
     assert done.stderr.splitlines()[-1] == 'error: submission check failed: accuracy above 58% enters the ranking'
 
 
+@pytest.mark.slow
+def test_the_digits_command_of_the_readme_ends_in_an_accepted_submission():
+    commands = next(line for line in (ROOT / 'README.md').read_text().splitlines() if '--data digits && ' in line)
+    for command in commands.split(' && ')[3:]:
+        done = run([*command.split()[1:], '--no-cuda'], '.')
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count('ok     | ') == 5
+
+
 def test_retraining_can_start_from_a_dense_model_and_report_on_held_out_images(finished, capsys):
     os.symlink(finished[0] / 'saves/initial_model.ptmodel', 'dense.ptmodel')
     pruning.main([*SHORT, '--load-model-path', 'dense.ptmodel', '--validation', '300', '--rates', 'fc2=1,conv1=10'])
@@ -100,7 +109,7 @@ def test_retraining_can_start_from_a_dense_model_and_report_on_held_out_images(f
     assert not Path('saves/initial_model.ptmodel').exists()
 
 
-def test_pruning_by_std_leaves_fewer_weights_for_a_higher_sensitivity(finished, capsys):
+def test_pruning_by_std_leaves_fewer_weights_for_a_higher_sensitivity(finished):
     dense = str(finished[0] / 'saves/initial_model.ptmodel')
     alive = []
     for sensitivity in ('0.5', '1.5'):

@@ -160,8 +160,15 @@ def test_folders_without_images_are_refused(missing):
         util.load_images('images', train=False)
 
 
+def test_a_folder_with_only_one_split_is_not_taken_for_a_place_to_download_to():
+    make_folder(splits=['train'])
+    with pytest.raises(FileNotFoundError, match='images: expected images in train/<class>/ and test/<class>/'):
+        util.load_images('images')
+
+
 def test_without_network_one_line_names_the_three_ways_out(monkeypatch):
-    def no_network(*_, **__):
+    def no_network(root, **_):
+        Path(root).mkdir()
         raise OSError('no route to host')
     monkeypatch.setattr(util, 'CIFAR10', no_network)
     with pytest.raises(FileNotFoundError) as error:
@@ -169,6 +176,7 @@ def test_without_network_one_line_names_the_three_ways_out(monkeypatch):
     message = str(error.value)
     assert all(words in message for words in ('nowhere', 'no route', 'cifar-10-python.tar.gz', 'train/', 'digits'))
     assert '\n' not in message
+    assert not Path('nowhere').exists()
 
 
 def test_torchvisions_cifar10_is_read_where_there_are_no_train_and_test_folders(monkeypatch):
