@@ -411,7 +411,8 @@ def huffman_encode_model(model, directory='encodings/', filename='log.txt'):
     if target.exists():
         os.rename(target, old)
     os.rename(new, target)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        shutil.rmtree(old)
     log(table, filename)
     return totals
 

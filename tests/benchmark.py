@@ -76,10 +76,11 @@ def benchmark_model(model):
     with tempfile.TemporaryDirectory() as folder:
         log, encodings, plain = f'{folder}/log.txt', f'{folder}/encodings', f'{folder}/plain'
         Path(plain).mkdir()
-        encode = best_of(3, huffmancoding.huffman_encode_model, model, encodings, log)
-        decode = best_of(3, huffmancoding.huffman_decode_model, decoded, encodings)
-        plain_encode = best_of(2, plain_encode_model, model, plain)
-        plain_decode = best_of(2, plain_decode_model, model, plain)
+        times = [[seconds(huffmancoding.huffman_encode_model, model, encodings, log),
+                  seconds(huffmancoding.huffman_decode_model, decoded, encodings),
+                  seconds(plain_encode_model, model, plain),
+                  seconds(plain_decode_model, model, plain)] for _ in range(3)]
+    encode, decode, plain_encode, plain_decode = np.min(times, axis=0)
     for verb, ours, baseline in [('encode', encode, plain_encode), ('decode', decode, plain_decode)]:
         print(f'{verb} the model: {ours:.2f} s, scaffold\'s algorithm {baseline:.1f} s: {baseline / ours:.1f}x')
 
