@@ -84,8 +84,8 @@ def write_submission(model, student_id):
 def main(argv=None):
     args = parse_args(argv)
     device = util.pick_device(args.no_cuda)
-    test_images = util.load_images(args.data, train=False).to(device)
     model = load_model(args.load_model_path, device)
+    test_images = util.load_images(args.data, train=False).to(device)
 
     def report(key, model):
         accuracy = util.test(model, device.type == 'cuda', test_images)

@@ -1,5 +1,6 @@
 """Stage 1 of Deep Compression: train the network, prune its small weights, retrain what is left."""
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_inter
     """
     model.train()
     masks = pruning_masks(model, optimizer)
-    n_batches = -(-len(images.labels) // batch_size)
+    n_batches = math.ceil(len(images.labels) / batch_size)
     for epoch in range(1, epochs + 1):
         start, total_loss = time.perf_counter(), 0.0
         bar = tqdm(util.batches(images, batch_size), f'Epoch {epoch}/{epochs}', n_batches, leave=False, disable=None)
@@ -102,7 +103,7 @@ def pruning_masks(model, optimizer):
 def make_optimizer(model, args, epochs, n_images):
     """A fresh Adam, and the schedule of its learning rate over all steps of `epochs`."""
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    steps = epochs * -(-n_images // args.batch_size)
+    steps = epochs * math.ceil(n_images / args.batch_size)
     if args.schedule == 'cosine':
         return optimizer, CosineAnnealingLR(optimizer, steps)
     return optimizer, OneCycleLR(optimizer, args.lr, total_steps=steps)

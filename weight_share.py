@@ -18,8 +18,8 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     device = util.pick_device(args.no_cuda)
-    test_images = util.load_images(args.data, train=False).to(device)
     model = load_model(args.load_model_path, device)
+    test_images = util.load_images(args.data, train=False).to(device)
 
     def report(key):
         util.log(f'{key} {util.test(model, device.type == "cuda", test_images)}', args.log)
