@@ -6,41 +6,70 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR
 from tqdm import tqdm
 
 import util
+from net.live import live_part, remove_dead_weights
 from net.models import AlexNet, load_model, save_model
+
+# Defaults of the flags, chosen on 5,000 held-out training images; an explicit flag overrides them.
+RECIPES = {
+    # The highest compression rate above 60 % accuracy: many small pruning steps, then a long training of what is left.
+    'ranking': {'epochs': 8, 'prune_steps': 24, 'keep': 3700, 'rates': None,
+                'retrain_epochs': 120, 'retrain_lr': 5e-3, 'crop': 'first'},
+    # Han et al. 2016: prune once, at the rates of Table 4.
+    'paper': {'epochs': 20, 'prune_steps': 1, 'keep': None, 'rates': None,
+              'retrain_epochs': 12, 'retrain_lr': 1e-3, 'crop': 'always'},
+}
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    choice = argparse.ArgumentParser(add_help=False)
+    choice.add_argument('--recipe', choices=RECIPES, default='ranking',
+                        help='which defaults the other flags have (see --recipe paper --help)')
+    recipe = RECIPES[choice.parse_known_args(argv)[0].recipe]
+
+    parser = argparse.ArgumentParser(description=__doc__, parents=[choice],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.set_defaults(**recipe)
     util.add_common_arguments(parser)
-    parser.add_argument('--batch-size', type=util.number(int, 1), default=256, help='images per training step')
-    parser.add_argument('--test-batch-size', type=util.number(int, 1), default=1000, help='images per test step')
-    parser.add_argument('--epochs', type=util.number(int, 1), default=20, help='epochs of the first training')
-    parser.add_argument('--retrain-epochs', type=util.number(int, 1), default=12, help='epochs after pruning')
-    parser.add_argument('--lr', type=util.number(float, 0), default=1e-3, help='highest learning rate')
-    parser.add_argument('--schedule', choices=['one-cycle', 'cosine'], default='one-cycle', help='of the learning rate')
-    parser.add_argument('--weight-decay', type=util.number(float, 0), default=0, help='L2 penalty')
-    parser.add_argument('--seed', type=util.number(int, 0, 2**63 - 1), default=42, help='random seed')
-    parser.add_argument('--log-interval', type=util.number(int, 1), default=10, help='steps between two shown losses')
+    util.add_training_arguments(parser)
+    parser.add_argument('--epochs', type=util.number(int, 1), help='epochs of the first training')
+    parser.add_argument('--lr', type=util.number(float, 0), default=1e-3,
+                        help='highest learning rate of the first training, and the rate between pruning steps')
+    parser.add_argument('--crop', choices=['always', 'first'], help='random crops of the images always, or only in the '
+                        'first training: a network with few weights left needs no more of them')
     parser.add_argument('--prune', choices=['percentile', 'std'], help='how to find the thresholds: keep a percentage '
-                        'of each layer (unless --sensitivity is given), or compare with its standard deviation')
-    parser.add_argument('--rates', type=parse_rates, metavar='LAYER=PERCENT,...',
-                        help='percent of the weights to keep in these layers, instead of the paper\'s')
-    parser.add_argument('--sensitivity', type=util.number(float, 0),
-                        help='threshold in standard deviations; alone it selects --prune std')
+                        'of each layer (unless --sensitivity is given), or compare with its standard deviation, once')
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument('--keep', type=util.number(int, 1), metavar='N', help='weights to keep in all, shared out over '
+                      'the layers by a layer-adaptive score')
+    goal.add_argument('--rates', type=parse_rates, metavar='LAYER=PERCENT,...',
+                      help='percent of the weights to keep in these layers, and the paper\'s in the others')
+    goal.add_argument('--sensitivity', type=util.number(float, 0),
+                      help='threshold in standard deviations; alone it selects --prune std')
+    parser.add_argument('--fc-cost', type=util.number(float, 0.01), default=4, help='with --keep: how many convolution '
+                        'weights are given up for one of a fully connected layer, whose position takes more bytes')
+    parser.add_argument('--prune-steps', type=util.number(int, 1), metavar='N',
+                        help='reach the goal in N steps, with an epoch of training between two of them')
+    parser.add_argument('--retrain-epochs', type=util.number(int, 1), help='epochs after pruning')
+    parser.add_argument('--retrain-lr', type=util.number(float, 0), help='highest learning rate after pruning')
     parser.add_argument('--load-model-path', help='trained dense model: skips the first training; '
                         'with --validation, it must have been trained with the same --validation')
-    parser.add_argument('--validation', type=util.number(int, 1), metavar='N',
-                        help='hold N training images out and report on them instead of the test set')
     args = parser.parse_args(argv)
+
     args.prune = args.prune or ('percentile' if args.sensitivity is None else 'std')
     if args.prune == 'percentile' and args.sensitivity is not None:
         parser.error('--sensitivity goes with --prune std, got --prune percentile')
-    if args.prune == 'std' and args.rates is not None:
-        parser.error('--rates goes with --prune percentile, got --prune std')
+    if args.rates is not None:
+        args.keep = None
+    if args.prune == 'std':
+        if args.rates is not None or args.keep != recipe['keep']:
+            parser.error('--rates and --keep go with --prune percentile, got --prune std')
+        if args.prune_steps not in (1, recipe['prune_steps']):
+            parser.error(f'--prune std prunes once, got --prune-steps {args.prune_steps}')
+        args.prune_steps = 1
     return args
 
 
@@ -59,7 +88,7 @@ def parse_rates(text):
     return rates
 
 
-def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_interval=10):
+def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_interval=10, crop=True):
     """Train in place; weights that are zero when it starts are pruned, and stay zero.
 
     One step of the scheduler follows each of the `epochs * ceil(n / batch_size)` steps of the optimizer.
@@ -69,7 +98,8 @@ def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_inter
     n_batches = math.ceil(len(images.labels) / batch_size)
     for epoch in range(1, epochs + 1):
         start, total_loss = time.perf_counter(), 0.0
-        bar = tqdm(util.batches(images, batch_size), f'Epoch {epoch}/{epochs}', n_batches, leave=False, disable=None)
+        batches = util.batches(images, batch_size, crop)
+        bar = tqdm(batches, f'Epoch {epoch}/{epochs}', n_batches, leave=False, disable=None)
         for step, (pixels, labels) in enumerate(bar):
             optimizer.zero_grad()
             loss = F.nll_loss(model(pixels), labels)
@@ -100,20 +130,55 @@ def pruning_masks(model, optimizer):
     return masks
 
 
-def make_optimizer(model, args, epochs, n_images):
-    """A fresh Adam, and the schedule of its learning rate over all steps of `epochs`."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    steps = epochs * math.ceil(n_images / args.batch_size)
+def fit(model, images, epochs, lr, args, crop):
+    """Train in place with a fresh Adam; the learning rate rises to `lr` and falls to zero."""
+    optimizer = make_adam(model, lr, args)
+    n_steps = epochs * math.ceil(len(images.labels) / args.batch_size)
     if args.schedule == 'cosine':
-        return optimizer, CosineAnnealingLR(optimizer, steps)
-    return optimizer, OneCycleLR(optimizer, args.lr, total_steps=steps)
+        scheduler = CosineAnnealingLR(optimizer, n_steps)
+    else:
+        scheduler = OneCycleLR(optimizer, lr, n_steps, pct_start=0.1, cycle_momentum=False)
+    train(model, images, optimizer, scheduler, epochs, args.batch_size, args.log_interval, crop)
 
 
-def prune(model, args):
+def make_adam(model, lr, args):
+    return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=args.weight_decay, fused=True)
+
+
+def prune_gradually(model, images, args):
+    """Prune in steps, in place, with an epoch of training between two of them; one step is one-shot pruning."""
+    optimizer = make_adam(model, args.lr, args)
+    scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # warm-up, then --lr
+    for step in range(1, args.prune_steps + 1):
+        prune(model, args, step)
+        if step < args.prune_steps:
+            with live_part(model, optimizer):
+                n_alive = sum(int(torch.count_nonzero(param)) for param in model.parameters())
+                print(f'Pruning step {step}/{args.prune_steps}: {n_alive} parameters alive', flush=True)
+                train(model, images, optimizer, scheduler, 1, args.batch_size, args.log_interval, args.crop == 'always')
+
+
+def prune(model, args, step):
+    """One of the pruning steps, in place."""
     if args.prune == 'std':
         model.prune_by_std(**({} if args.sensitivity is None else {'s': args.sensitivity}))
+    elif args.keep is not None:
+        n = sum(layer.weight.numel() for layer in model.children())
+        n_kept = n * fraction_to_keep(args.keep / n, step, args.prune_steps)
+        model.prune_by_percentile(model.layer_adaptive_rates(n_kept, args.fc_cost))
     else:
-        model.prune_by_percentile({**model.DEFAULT_PRUNE_RATE, **(args.rates or {})})
+        rates = {**model.DEFAULT_PRUNE_RATE, **(args.rates or {})}
+        model.prune_by_percentile({name: 100 * fraction_to_keep(percent / 100, step, args.prune_steps)
+                                   for name, percent in rates.items()})
+    remove_dead_weights(model, drop_constants=True)
+
+
+def fraction_to_keep(goal, step, n_steps):
+    """After step 1 to `n_steps` of pruning to the fraction `goal`: falls fast from 1, then ever slower to `goal`.
+
+    The logarithm takes the cubic course that Zhu and Gupta (2017, equation 1) give to the sparsity itself.
+    """
+    return goal ** (1 - (1 - step / n_steps) ** 3)
 
 
 def main(argv=None):
@@ -121,15 +186,7 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     device = util.pick_device(args.no_cuda)
     Path('saves').mkdir(exist_ok=True)  # if it cannot be made, better now than after the training
-    images = util.load_images(args.data).to(device)
-    if args.validation:
-        title, (images, test_images) = 'Validation set', images.split(args.validation)
-    else:
-        title, test_images = 'Test set', util.load_images(args.data, train=False).to(device)
-
-    def fit(epochs):
-        optimizer, scheduler = make_optimizer(model, args, epochs, len(images.labels))
-        train(model, images, optimizer, scheduler, epochs, args.batch_size, args.log_interval)
+    images, test_images, title = util.load_splits(args, device)
 
     def report(key):
         accuracy = util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
@@ -143,19 +200,21 @@ def main(argv=None):
     util.print_model_parameters(model)
     if not args.load_model_path:
         print('--- Initial training ---')
-        fit(args.epochs)
+        fit(model, images, args.epochs, args.lr, args, crop=True)
         save_model(model, 'saves/initial_model.ptmodel')
     report('initial_accuracy')
     print('--- Before pruning ---')
     util.print_nonzeros(model, args.log)
 
-    prune(model, args)
+    print('--- Pruning ---')
+    prune_gradually(model, images, args)
     print('--- After pruning ---')
     util.print_nonzeros(model, args.log)
     report('accuracy_after_pruning')
 
     print('--- Retraining ---')
-    fit(args.retrain_epochs)
+    with live_part(model):
+        fit(model, images, args.retrain_epochs, args.retrain_lr, args, args.crop == 'always')
     save_model(model, 'saves/model_after_retraining.ptmodel')
     report('accuracy_after_retraining')
     print('--- After Retraining ---')

@@ -135,20 +135,27 @@ def normalize(pixels):
     return (pixels.float() / 255 - MEAN) / STD
 
 
-def augment(pixels):
-    """Give every image of a batch its own random crop, after 4 pixels of black padding, and horizontal flip."""
+def random_crop(pixels):
+    """Give every image of a batch its own random crop, after 4 pixels of black padding."""
     n, device = len(pixels), pixels.device
     crops = F.pad(pixels, [PADDING] * 4).unfold(2, SIZE, 1).unfold(3, SIZE, 1)  # a view: (n, 3, 9, 9, 32, 32)
     top, left = torch.randint(2 * PADDING + 1, (2, n), device=device)
-    pixels = crops[torch.arange(n, device=device), :, top, left]
-    flip = torch.rand(n, 1, 1, 1, device=device) < 0.5
+    return crops[torch.arange(n, device=device), :, top, left]
+
+
+def random_flip(pixels):
+    """Mirror every second image of a batch or so, left to right."""
+    flip = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
     return torch.where(flip, pixels.flip(3), pixels)
 
 
-def batches(images, batch_size):
+def batches(images, batch_size, crop=True):
     """Yield one epoch of (images, labels): shuffled, augmented and normalised, on the device of the split."""
     for batch in torch.randperm(len(images.labels), device=images.labels.device).split(batch_size):
-        yield normalize(augment(images.pixels[batch])), images.labels[batch]
+        pixels = images.pixels[batch]
+        if crop:
+            pixels = random_crop(pixels)
+        yield normalize(random_flip(pixels)), images.labels[batch]
 
 
 # ---- test ------------------------------------------------------------------------------------------------------------
@@ -181,6 +188,25 @@ def add_common_arguments(parser):
                         'CIFAR-10 (downloaded if it is not there), or the word digits')
     parser.add_argument('--no-cuda', action='store_true', help='use the CPU even if there is a GPU')
     parser.add_argument('--log', type=log_file, default='log.txt', help='log file')
+
+
+def add_training_arguments(parser):
+    parser.add_argument('--batch-size', type=number(int, 1), default=256, help='images per training step')
+    parser.add_argument('--test-batch-size', type=number(int, 1), default=1000, help='images per test step')
+    parser.add_argument('--schedule', choices=['one-cycle', 'cosine'], default='one-cycle', help='of the learning rate')
+    parser.add_argument('--weight-decay', type=number(float, 0), default=0, help='L2 penalty')
+    parser.add_argument('--seed', type=number(int, 0, 2**63 - 1), default=42, help='random seed')
+    parser.add_argument('--log-interval', type=number(int, 1), default=10, help='steps between two shown losses')
+    parser.add_argument('--validation', type=number(int, 1), metavar='N',
+                        help='hold N training images out and report on them instead of the test set')
+
+
+def load_splits(args, device):
+    """The images to train on, those to report on, and what to call these, as `--data` and `--validation` say."""
+    images = load_images(args.data).to(device)
+    if args.validation:
+        return *images.split(args.validation), 'Validation set'
+    return images, load_images(args.data, train=False).to(device), 'Test set'
 
 
 def number(kind, low, high=math.inf):

@@ -1,33 +1,50 @@
 """Stage 2 of Deep Compression: the weights of each layer share the few values of a codebook."""
 import argparse
 
+import torch
+
 import util
+from net.live import live_part
 from net.models import load_model, save_model
-from net.quantization import apply_weight_sharing
+from net.quantization import apply_weight_sharing, fix_centroids, train_centroids
+from pruning import fit
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    util.add_common_arguments(parser)
+    util.add_training_arguments(parser)
     parser.add_argument('--load-model-path', default='saves/model_after_retraining.ptmodel', help='pruned model')
     parser.add_argument('--save-model-path', default='saves/model_after_weight_sharing.ptmodel', help='shared model')
     parser.add_argument('--bits', type=util.number(int, 1, 8), default=5, help='each layer keeps 2^BITS shared values')
-    util.add_common_arguments(parser)
+    parser.add_argument('--fc-bits', type=util.number(int, 1, 8), metavar='BITS',
+                        help='the same for the fully connected layers, where they shall have other BITS')
+    parser.add_argument('--epochs', type=util.number(int, 0), default=6, help='epochs of training the shared values')
+    parser.add_argument('--lr', type=util.number(float, 0), default=1e-3, help='highest learning rate')
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
+    torch.manual_seed(args.seed)
     device = util.pick_device(args.no_cuda)
     model = load_model(args.load_model_path, device)
-    test_images = util.load_images(args.data, train=False).to(device)
+    images, test_images, title = util.load_splits(args, device)
 
     def report(key):
-        util.log(f'{key} {util.test(model, device.type == "cuda", test_images)}', args.log)
+        accuracy = util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
+        util.log(f'{key} {accuracy}', args.log)
 
     print('--- Accuracy before weight sharing ---')
     report('Accuracy_before_quantization')
     print('--- Weight sharing ---')
-    apply_weight_sharing(model, args.bits)
+    apply_weight_sharing(model, args.bits, args.fc_bits)
+    if args.epochs:
+        print('--- Training the shared values ---')
+        with live_part(model):
+            train_centroids(model)
+            fit(model, images, args.epochs, args.lr, args, crop=False)
+            fix_centroids(model)
     save_model(model, args.save_model_path)
     print('--- Accuracy after weight sharing ---')
     report('Accuracy_after_quantization')

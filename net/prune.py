@@ -41,6 +41,26 @@ class PruningModule(nn.Module):
         self._prune_layers({name: s * np.std(_finite_weights(name, layer), dtype=np.float64)
                             for name, layer in self._prunable_layers().items()})
 
+    def layer_adaptive_rates(self, keep, fc_cost=1):
+        """Percent to keep in every layer, for `prune_by_percentile`, so that about `keep` weights are left in all.
+
+        They are the weights with the highest LAMP scores: the square of a weight over the sum of the squares of all
+        weights of its layer that are at least as large, so that no layer ends empty (Lee et al. 2021, "Layer-adaptive
+        sparsity for the magnitude-based pruning", equation 3). Scores of fully connected layers are divided by
+        `fc_cost`: the bytes that such a weight takes, against those of a weight in a convolution.
+        Raises ValueError unless `keep` is at least 1, or if a weight is not finite.
+        """
+        if not keep >= 1:
+            raise ValueError(f'number of weights to keep must be at least 1, got {keep}')
+        weights = {name: _finite_weights(name, layer) for name, layer in self._prunable_layers().items()}
+        scores = {name: _lamp_scores(weight[weight != 0]) / (fc_cost if weight.ndim == 2 else 1)
+                  for name, weight in weights.items()}
+        pooled = np.concatenate(list(scores.values()))
+        cut = len(pooled) - min(int(keep), len(pooled))
+        lowest = np.partition(pooled, cut)[cut] if cut < len(pooled) else np.inf
+        return {name: percent_to_keep(np.count_nonzero(scores[name] >= lowest), weight.size)
+                for name, weight in weights.items()}
+
     def _prunable_layers(self):
         return {name: module for name, module in self.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
 
@@ -62,3 +82,17 @@ def _finite_weights(name, layer):
     if not np.isfinite(weights).all():
         raise ValueError(f'{name}.weight holds {weights[~np.isfinite(weights)][0]}, expected finite weights')
     return weights
+
+
+def _lamp_scores(weights):
+    """Non-zero weights of one layer, (n,) -> their scores in ascending order, float64."""
+    squares = np.square(np.sort(np.abs(weights)), dtype=np.float64)  # float32 sorts faster
+    return squares / np.cumsum(squares[::-1])[::-1]
+
+
+def percent_to_keep(n_kept, n):
+    """The percentage whose threshold lies halfway between the last of `n` values that goes and the first that stays.
+
+    At least one value stays: the threshold of 0 % is the largest value.
+    """
+    return float(np.clip(100 * (n_kept - 0.5) / max(n - 1, 1), 0, 100))

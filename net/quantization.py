@@ -6,23 +6,31 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
+from torch import nn
+from torch.nn.utils import parametrize
 
 
-def apply_weight_sharing(model, bits=5):
+def apply_weight_sharing(model, bits=5, fc_bits=None):
     """Replace, in place, every non-zero weight of each layer by one of at most 2^bits centroids; zeros stay zero.
 
-    A layer ends with min(2^bits, distinct non-zero weights) distinct non-zero values. Prints a line per layer.
-    Raises ValueError unless `bits` is 1 to 8 and all weights are finite.
+    Fully connected layers (2-D weights) take `fc_bits` instead, if it is given. A layer ends with
+    min(2^bits, distinct non-zero weights) distinct non-zero values. Prints a line per layer.
+    Raises ValueError unless the bits are 1 to 8 and all weights are finite.
     """
-    if not isinstance(bits, int) or bits not in range(1, 9):
-        raise ValueError(f'bits must be 1 to 8, got {bits}')
-    for name, module in model.named_modules():
-        weight = getattr(module, 'weight', None)
-        if weight is None or weight.dim() < 2:
-            continue
-        shared, n_values = share_weights(weight.detach().cpu().numpy(), 2 ** bits)
+    fc_bits = bits if fc_bits is None else fc_bits
+    for value in (bits, fc_bits):
+        if not isinstance(value, int) or value not in range(1, 9):
+            raise ValueError(f'bits must be 1 to 8, got {value}')
+    for name, module in _layers(model):
+        weight = module.weight
+        shared, n_values = share_weights(weight.detach().cpu().numpy(), 2 ** (fc_bits if weight.dim() == 2 else bits))
         weight.data.copy_(torch.from_numpy(shared))
         print(f'{name:20} | {str(weight.size()):35} | => Quantize to {n_values} indices')
+
+
+def _layers(model):
+    return [(name, module) for name, module in model.named_modules()
+            if getattr(module, 'weight', None) is not None and module.weight.dim() >= 2]
 
 
 def share_weights(weights, n_clusters):
@@ -84,3 +92,39 @@ def interval_centroids(values, counts, starts):
         interval = values[starts[i]:ends[i]]
         centroids[i] = interval[np.argmin(np.abs(interval))]
     return centroids
+
+
+class Codebook(nn.Module):
+    """Parametrization of a shared weight by its distinct non-zero values, so that these are what is trained.
+
+    The gradient of a centroid is then the sum of the gradients of its weights (Han et al. 2016, section 3.3); zeros
+    are no parameters and stay zero.
+    """
+
+    def __init__(self, weight):
+        super().__init__()
+        self.shape = weight.shape
+        self.positions = weight.flatten().nonzero()[:, 0]
+        self.indices = torch.unique(weight[weight != 0], return_inverse=True)[1]
+
+    def right_inverse(self, weight):
+        """The codebook of the weight: (n_values,), ascending."""
+        return torch.unique(weight[weight != 0])
+
+    def forward(self, centroids):
+        """The weight that these centroids, (n_values,), make."""
+        flat = centroids.new_zeros(self.shape.numel())
+        return flat.scatter(0, self.positions, centroids[self.indices]).view(self.shape)
+
+
+def train_centroids(model):
+    """Make the codebooks of the shared weights the parameters of the model, in place, until `fix_centroids`."""
+    for _, layer in _layers(model):
+        parametrize.register_parametrization(layer, 'weight', Codebook(layer.weight.data))
+
+
+def fix_centroids(model):
+    """Turn the weights back into plain parameters, in place, with the values that the centroids have now."""
+    for _, layer in _layers(model):
+        parametrize.remove_parametrizations(layer, 'weight')
+        layer.weight.grad = None  # it was that of the codebook

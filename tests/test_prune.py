@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from net.prune import PruningModule
+from net.prune import PruningModule, percent_to_keep
 
 
 class TinyNet(PruningModule):
@@ -139,3 +139,53 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_pruned(net, 
 def test_default_rates_are_those_of_table_4_of_the_paper():
     assert PruningModule.DEFAULT_PRUNE_RATE == {
         'conv1': 84, 'conv2': 38, 'conv3': 35, 'conv4': 37, 'conv5': 37, 'fc1': 9, 'fc2': 9, 'fc3': 25}
+
+
+# ---- how many weights each layer keeps -------------------------------------------------------------------------------
+
+def test_layer_adaptive_scores_by_hand(net):
+    """The highest are 64/64 and 49/(49 + 64) in conv1, 0.64/0.64 in fc1, whose next one is 0.16/(0.16 + 0.64)."""
+    assert net.layer_adaptive_rates(3) == {'conv1': percent_to_keep(2, 8), 'fc1': percent_to_keep(1, 8)}
+    net.prune_by_percentile(net.layer_adaptive_rates(3))
+    assert net.conv1.weight.flatten().tolist() == [0, 0, 0, 0, 0, 0, 7, -8]
+    assert net.fc1.weight.equal(torch.tensor([[0., 0., 0., 0.], [0., 0., 0., 0.8]]))
+
+
+def lamp_scores(weight):
+    """Lee et al. 2021, equation 3, in two loops."""
+    weight = sorted(w * w for w in weight.flatten().tolist() if w)
+    return [square / sum(weight[i:]) for i, square in enumerate(weight)]
+
+
+@pytest.mark.parametrize('keep', [2, 5, 40, 300, 1000, 1760])
+@pytest.mark.parametrize('fc_cost', [1, 4])
+def test_the_weights_kept_are_those_with_the_highest_layer_adaptive_scores(keep, fc_cost):
+    net = TinyNet()
+    net.conv1.weight.data, net.fc1.weight.data = torch.randn(10, 4, 4, 4), torch.randn(40, 30) ** 3
+    scores = {'conv1': lamp_scores(net.conv1.weight), 'fc1': [s / fc_cost for s in lamp_scores(net.fc1.weight)]}
+    lowest = sorted(scores['conv1'] + scores['fc1'])[-keep]
+    net.prune_by_percentile(net.layer_adaptive_rates(keep, fc_cost))
+    kept = {name: int(torch.count_nonzero(getattr(net, name).weight)) for name in scores}
+    assert kept == {name: max(1, sum(s >= lowest for s in scores[name])) for name in scores}
+
+
+def test_weights_pruned_before_are_not_counted_as_kept(net):
+    net.prune_by_percentile({'conv1': 50, 'fc1': 25})
+    before = [net.conv1.weight.clone(), net.fc1.weight.clone()]
+    net.prune_by_percentile(net.layer_adaptive_rates(100))  # more than there are: nothing goes
+    assert net.conv1.weight.equal(before[0]) and net.fc1.weight.equal(before[1])
+    net.prune_by_percentile(net.layer_adaptive_rates(4))
+    assert torch.count_nonzero(net.conv1.weight) + torch.count_nonzero(net.fc1.weight) == 4
+
+
+@pytest.mark.parametrize('keep', [0, -1, float('nan')])
+def test_at_least_one_weight_is_kept(net, keep):
+    with pytest.raises(ValueError, match=f'must be at least 1, got {keep}'):
+        net.layer_adaptive_rates(keep)
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 10, 640, 16_777_216])
+def test_a_percentage_keeps_exactly_that_many_weights(n):
+    weights = np.arange(1, n + 1, dtype=np.float64)
+    for n_kept in sorted({1, 2, n // 3, n - 1, n} & set(range(1, n + 1))):
+        assert np.count_nonzero(weights >= np.percentile(weights, 100 - percent_to_keep(n_kept, n))) == n_kept

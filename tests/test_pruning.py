@@ -4,6 +4,7 @@ from torch import nn
 
 import pruning
 import util
+from net.models import AlexNet
 
 
 def tiny_net():
@@ -90,37 +91,119 @@ def test_training_learns(images, capsys):
 
 
 @pytest.mark.parametrize('schedule', ['one-cycle', 'cosine'])
-@pytest.mark.parametrize('epochs, n_images', [(1, 40), (3, 41), (1, 5), (1, 4)])
-def test_the_learning_rate_falls_towards_zero_over_all_steps(schedule, epochs, n_images):
-    args = pruning.parse_args(['--schedule', schedule, '--lr', '0.5', '--batch-size', '4'])
-    optimizer, scheduler = pruning.make_optimizer(tiny_net(), args, epochs, n_images)
+@pytest.mark.parametrize('epochs, n_images', [(1, 20), (3, 17), (1, 5), (1, 4)])
+def test_the_learning_rate_falls_towards_zero_over_all_steps(schedule, epochs, n_images, images, monkeypatch):
+    args = pruning.parse_args(['--schedule', schedule, '--batch-size', '4'])
     rates = []
-    for _ in range(epochs * -(-n_images // 4)):
-        optimizer.step()
-        rates.append(optimizer.param_groups[0]['lr'])
-        scheduler.step()
-    assert max(rates) <= 0.5
+
+    class Recorder(torch.optim.SGD):
+        def step(self, *args):
+            rates.append(self.param_groups[0]['lr'])
+            return super().step(*args)
+    monkeypatch.setattr(pruning, 'make_adam', lambda model, lr, args: Recorder(model.parameters(), lr=lr))
+    few = util.Images(images.pixels[:n_images], images.labels[:n_images], images.classes)
+    pruning.fit(tiny_net(), few, epochs, 0.5, args, crop=False)
+    assert len(rates) == epochs * -(-n_images // 4) and max(rates) <= 0.5
     if len(rates) >= 10:
         assert max(rates) > 0.4 and rates[-1] < 0.02
 
 
-def test_arguments_default_to_pruning_by_percentile():
+# ---- gradual pruning -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('goal, step, n_steps, expected', [
+    (0.09, 1, 1, 0.09),  # one shot: the goal itself
+    (0.001, 3, 3, 0.001),
+    (0.001, 1, 2, 0.001 ** 0.875),  # half way: 1 - (1/2)^3
+    (0.001, 1, 10, 0.001 ** 0.271),
+    (1, 2, 5, 1),
+    (0, 1, 2, 0),
+])
+def test_the_fraction_to_keep_falls_on_a_geometric_cubic_schedule(goal, step, n_steps, expected):
+    assert pruning.fraction_to_keep(goal, step, n_steps) == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_step_keeps_exactly_the_percentages_of_the_paper(monkeypatch):
+    model, asked = AlexNet(), []
+    monkeypatch.setattr(model, 'prune_by_percentile', asked.append)
+    pruning.prune(model, pruning.parse_args(['--recipe', 'paper']), step=1)
+    assert asked == [AlexNet.DEFAULT_PRUNE_RATE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('goal', [['--keep', '20000'], ['--rates', 'conv1=50,conv2=2,conv3=1,conv4=1,conv5=1,fc1=0.5,'
+                                                                   'fc2=0.05,fc3=10']], ids=['keep', 'rates'])
+def test_weights_once_pruned_stay_pruned_until_the_goal_is_reached(goal, monkeypatch):
+    images = util.load_images('digits')
+    images = util.Images(images.pixels[:200], images.labels[:200], images.classes)
+    model, previous, counts = AlexNet(), None, []
+    prune = pruning.prune
+
+    def watched(model, args, step):
+        nonlocal previous
+        prune(model, args, step)
+        alive = [param != 0 for param in model.parameters()]
+        if previous is not None:
+            assert not any((now & ~before).any() for now, before in zip(alive, previous, strict=True))
+        previous = alive
+        counts.append({name: int(torch.count_nonzero(layer.weight)) for name, layer in model.named_children()})
+    monkeypatch.setattr(pruning, 'prune', watched)
+    pruning.prune_gradually(model, images, pruning.parse_args([*goal, '--prune-steps', '3', '--batch-size', '100']))
+    totals = [sum(count.values()) for count in counts]
+    assert len(totals) == 3 and totals[0] > totals[1] > totals[2]
+    if goal[0] == '--keep':
+        assert 15_000 < totals[-1] <= 20_000  # dead weights go as well
+    else:
+        assert counts[-1]['conv1'] <= 11_616 and 0.9 * 6_144 < counts[-1]['conv2'] <= 6_144
+        assert counts[-1]['fc3'] <= 4_096
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+def test_arguments_default_to_the_recipe_for_the_ranking():
     args = pruning.parse_args([])
-    assert (args.prune, args.seed, args.log) == ('percentile', 42, 'log.txt')
+    assert (args.prune, args.seed, args.log, args.recipe) == ('percentile', 42, 'log.txt', 'ranking')
+    assert {key: getattr(args, key) for key in pruning.RECIPES['ranking']} == pruning.RECIPES['ranking']
 
 
-def test_a_sensitivity_alone_selects_std_pruning():
-    assert pruning.parse_args(['--sensitivity', '0.5']).prune == 'std'
+def test_a_recipe_is_a_set_of_defaults_that_flags_override():
+    args = pruning.parse_args(['--epochs', '3', '--recipe', 'paper'])
+    assert {key: getattr(args, key) for key in pruning.RECIPES['paper']} == {**pruning.RECIPES['paper'], 'epochs': 3}
+
+
+def test_the_help_shows_the_defaults_of_the_recipe(capsys):
+    helps = []
+    for recipe in pruning.RECIPES:
+        with pytest.raises(SystemExit):
+            pruning.parse_args(['--recipe', recipe, '--help'])
+        helps.append(' '.join(capsys.readouterr().out.split()))
+    for recipe, text in zip(pruning.RECIPES.values(), helps, strict=True):
+        assert f'epochs of the first training (default: {recipe["epochs"]})' in text
+        assert f'highest learning rate after pruning (default: {recipe["retrain_lr"]})' in text
+
+
+def test_a_sensitivity_alone_selects_std_pruning_in_one_shot():
+    args = pruning.parse_args(['--sensitivity', '0.5'])
+    assert (args.prune, args.prune_steps) == ('std', 1)
 
 
 def test_rates_override_single_layers_of_the_paper():
     args = pruning.parse_args(['--rates', 'conv1=50,fc2=0.5'])
-    assert args.rates == {'conv1': 50, 'fc2': 0.5}
+    assert args.rates == {'conv1': 50, 'fc2': 0.5} and args.keep is None
 
 
 @pytest.mark.parametrize('argv, message', [
     (['--prune', 'percentile', '--sensitivity', '1'], '--sensitivity goes with --prune std'),
-    (['--prune', 'std', '--rates', 'fc1=9'], '--rates goes with --prune percentile'),
+    (['--prune', 'std', '--rates', 'fc1=9'], '--rates and --keep go with --prune percentile, got --prune std'),
+    (['--prune', 'std', '--keep', '9'], '--rates and --keep go with --prune percentile, got --prune std'),
+    (['--prune', 'std', '--prune-steps', '2'], '--prune std prunes once, got --prune-steps 2'),
+    (['--rates', 'fc1=9', '--keep', '9'], '--keep: not allowed with argument --rates'),
+    (['--sensitivity', '1', '--rates', 'fc1=9'], '--rates: not allowed with argument --sensitivity'),
+    (['--recipe', 'secret'], "--recipe: invalid choice: 'secret'"),
+    (['--keep', '0'], '--keep: must be at least 1, got 0'),
+    (['--prune-steps', '0'], '--prune-steps: must be at least 1, got 0'),
+    (['--fc-cost', '0'], '--fc-cost: must be at least 0.01, got 0'),
+    (['--retrain-lr', 'inf'], '--retrain-lr: must be at least 0, got inf'),
+    (['--crop', 'never'], "--crop: invalid choice: 'never'"),
     (['--rates', 'fc9=9'], "unknown layer 'fc9', expected one of conv1, conv2"),
     (['--rates', 'fc1=101'], 'must be 0 to 100, got 101'),
     (['--rates', 'fc1'], "'fc1' is not LAYER=PERCENT"),

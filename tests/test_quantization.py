@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from net.models import AlexNet
-from net.quantization import apply_weight_sharing, share_weights
+from net.quantization import apply_weight_sharing, fix_centroids, share_weights, train_centroids
 
 
 def share(weights, bits):
@@ -121,3 +123,76 @@ def test_weights_that_are_not_finite_are_refused(value):
     net.fc1.weight.data[0, 0] = value
     with pytest.raises(ValueError, match=f'must be finite, got {value}'):
         apply_weight_sharing(net)
+
+
+# ---- training the centroids ------------------------------------------------------------------------------------------
+
+def shared_layer():
+    model = nn.Sequential(nn.Linear(3, 2))
+    model[0].weight.data, model[0].bias.data = torch.tensor([[0.5, 0., -1.], [0.5, 0.5, 0.]]), torch.tensor([1., 2.])
+    return model
+
+
+def test_the_gradient_of_a_centroid_is_the_sum_over_its_weights():
+    plain, model = shared_layer(), shared_layer()
+    train_centroids(model)
+    x = torch.tensor([[1., 2., 3.], [4., 5., 6.]])
+    for net in (plain, model):
+        net(x).square().sum().backward()
+    gradient = plain[0].weight.grad
+    centroids = model[0].parametrizations.weight.original
+    assert centroids.tolist() == [-1, 0.5]
+    assert torch.allclose(centroids.grad, torch.stack([gradient[0, 2], gradient[0, 0] + gradient[1, :2].sum()]))
+
+
+def test_trained_centroids_become_plain_weights_that_still_share_values():
+    model = shared_layer()
+    weight = model[0].weight
+    train_centroids(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.tensor([[1., 2., 3.]])).sum().backward()
+    optimizer.step()
+    fix_centroids(model)
+    assert type(model[0]) is nn.Linear and model[0].weight is weight
+    assert list(model.state_dict()) == ['0.weight', '0.bias']
+    assert torch.allclose(model[0].weight, torch.tensor([[0.1, 0., -1.3], [0.1, 0.1, 0.]]))
+    assert not model[0].weight[model[0].weight == 0].signbit().any()
+
+
+def test_centroids_of_an_untrained_model_come_back_bit_for_bit():
+    model = AlexNet()
+    model.prune_by_percentile()
+    apply_weight_sharing(model, bits=3)
+    before = {name: param.clone() for name, param in model.named_parameters()}
+    train_centroids(model)
+    assert sum(param.numel() for name, param in model.named_parameters() if 'bias' not in name) == 8 * 2**3
+    fix_centroids(model)
+    assert all(torch.equal(param, before[name]) for name, param in model.named_parameters())
+
+
+def test_training_the_centroids_lowers_the_loss_that_sharing_raised():
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2))
+    x, y = torch.randn(200, 20), torch.randint(2, (200,))
+
+    def train(steps):
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        return F.cross_entropy(model(x), y).item()
+    trained = train(100)
+    apply_weight_sharing(model, bits=2)
+    shared = train(0)
+    train_centroids(model)
+    tuned = train(30)
+    fix_centroids(model)
+    assert trained < tuned < shared
+    assert [len(model[i].weight.unique()) for i in (0, 2)] == [4, 4] and train(0) == pytest.approx(tuned)
+
+
+def test_fully_connected_layers_can_have_other_bits(capsys):
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8, 8))
+    apply_weight_sharing(model, bits=4, fc_bits=2)
+    assert [len(model[i].weight.unique()) for i in (0, 2)] == [16, 4]
+    assert '=> Quantize to 16 indices' in capsys.readouterr().out

@@ -1,0 +1,82 @@
+"""The live part of a pruned network: the units that still do something, as a small dense network."""
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def remove_dead_weights(model, drop_constants=False):
+    """Zero, in place, every weight and bias that no output depends on, until nothing changes.
+
+    A unit whose outgoing weights are all pruned is not used: it loses its incoming weights and its bias, and the
+    outputs stay exactly equal. A unit that receives nothing is the constant relu(bias): before a fully connected layer
+    it moves into the next bias (equal up to rounding). Before a convolution, whose zero padding does not see the
+    constant, it goes only if it is 0, or with `drop_constants`, which changes the outputs: retraining makes up for it.
+    """
+    layers = list(model.children())
+    pairs = list(zip(layers, layers[1:], strict=False))
+    alive = None
+    while alive != (alive := sum(int(torch.count_nonzero(param)) for param in model.parameters())):
+        for layer, following in pairs:
+            _remove_constant_units(layer, following, drop_constants)
+        for layer, following in reversed(pairs):
+            unused = ~_used_inputs(following)
+            layer.weight.data[unused] = 0
+            layer.bias.data[unused] = 0
+
+
+def _remove_constant_units(layer, following, drop_constants):
+    constants = F.relu(layer.bias.data)
+    removed = ~(layer.weight.data != 0).flatten(1).any(1)  # receive nothing
+    if isinstance(following, nn.Linear):
+        following.bias.data += following.weight.data[:, removed] @ constants[removed]
+    elif not drop_constants:
+        removed &= constants == 0
+    following.weight.data[:, removed] = 0
+
+
+def _used_inputs(layer):
+    """Which inputs have a weight that is not zero: (in,), bool."""
+    return (layer.weight.data != 0).transpose(0, 1).flatten(1).any(1)
+
+
+def live_units(model):
+    """Indices of the units in use, int64: all channels of the images, then for each layer those the next one reads.
+
+    Raises ValueError if none is left in some layer.
+    """
+    first, *following = model.children()
+    units = [torch.arange(first.weight.shape[1], device=first.weight.device)]
+    units += [_used_inputs(layer).nonzero()[:, 0] for layer in following]
+    units += [torch.arange(following[-1].weight.shape[0], device=first.weight.device)]
+    if not all(map(len, units)):
+        raise ValueError('no path is left from the images to the outputs: keep more weights')
+    return units
+
+
+@contextmanager
+def live_part(model, optimizer=None):
+    """Within this context the model consists of its live units only: the same network with fewer channels.
+
+    Parameters, and what the optimizer remembers of them, are gathered from the whole model and in the end scattered
+    back, so that training in between costs what the live part costs. Parameters of dead units stay as they are.
+    """
+    units = live_units(model)
+    whole = {}
+    for layer, inputs, outputs in zip(model.children(), units, units[1:], strict=False):
+        for param, index in (layer.weight, (outputs[:, None], inputs)), (layer.bias, outputs):
+            history = optimizer.state[param] if optimizer else {}
+            memories = {key: value for key, value in history.items() if value.shape == param.shape}
+            whole[param] = index, param.data, memories
+            param.grad, param.data = None, param.data[index]
+            history.update({key: value[index] for key, value in memories.items()})
+    try:
+        yield
+    finally:
+        for param, (index, data, memories) in whole.items():
+            data[index] = param.data
+            param.grad, param.data = None, data
+            for key, memory in memories.items():
+                memory[index] = optimizer.state[param][key]
+                optimizer.state[param][key] = memory

@@ -1,0 +1,214 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from net.live import live_part, live_units, remove_dead_weights
+from net.models import AlexNet
+
+
+class Chain(nn.Module):
+    """Layers with ReLU in between, each of them given by its weight (out, in) and bias (out,)."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        for i, (weight, bias) in enumerate(layers):
+            layer = nn.Linear(len(weight[0]), len(weight))
+            layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(bias)
+            self.add_module(f'fc{i}', layer)
+
+    def forward(self, x):
+        *hidden, last = self.children()
+        for layer in hidden:
+            x = F.relu(layer(x))
+        return last(x)
+
+
+class Convolutions(nn.Module):
+    """Two zero-padded convolutions; the first one's only unit has no weights, so that it is the constant relu(bias)."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 1, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(1, 1, kernel_size=3, padding=1)
+        self.conv1.weight.data.zero_()
+        self.conv1.bias.data.fill_(bias)
+
+    def forward(self, x):
+        return self.conv2(F.relu(self.conv1(x)))
+
+
+def sparse_alexnet(seed, n_kept=150):
+    """A random AlexNet with about `n_kept` weights a layer, large enough for its outputs to differ."""
+    torch.manual_seed(seed)
+    model = AlexNet()
+    for layer in model.children():
+        weight = layer.weight.data
+        weight[torch.rand_like(weight) >= n_kept / weight.numel()] = 0
+        weight *= 10
+        layer.bias.data.uniform_(-0.5, 0.5)
+    return model.eval()
+
+
+def counts(model):
+    return [int(torch.count_nonzero(param)) for param in model.parameters()]
+
+
+def test_a_unit_that_nothing_reads_loses_its_weights_and_its_bias():
+    model = Chain(([[1., 2.], [3., 4.]], [5., 6.]), ([[7., 0.]], [8.]))
+    remove_dead_weights(model)
+    assert model.fc0.weight.tolist() == [[1, 2], [0, 0]] and model.fc0.bias.tolist() == [5, 0]
+    assert model.fc1.weight.tolist() == [[7, 0]] and model.fc1.bias.tolist() == [8]
+
+
+def test_what_only_dead_units_read_is_dead_as_well():
+    model = Chain(([[1.], [2.]], [3., 4.]), ([[5., 0.], [0., 6.]], [7., 8.]), ([[9., 0.]], [1.]))
+    remove_dead_weights(model)
+    assert model.fc0.weight.tolist() == [[1], [0]] and model.fc0.bias.tolist() == [3, 0]
+    assert model.fc1.weight.tolist() == [[5, 0], [0, 0]] and model.fc1.bias.tolist() == [7, 0]
+
+
+def test_a_unit_that_receives_nothing_moves_into_the_next_bias():
+    model = Chain(([[0., 0.], [1., 0.]], [2., 0.5]), ([[3., 4.]], [1.]))
+    remove_dead_weights(model)
+    assert model.fc0.bias.tolist() == [0, 0.5]
+    assert model.fc1.weight.tolist() == [[0, 4]] and model.fc1.bias.tolist() == [1 + 3 * 2]
+
+
+def test_a_unit_that_receives_nothing_and_is_never_positive_just_goes():
+    model = Chain(([[0.], [1.]], [-2., 0.5]), ([[3., 4.]], [1.]))
+    remove_dead_weights(model)
+    assert model.fc0.bias.tolist() == [0, 0.5] and model.fc1.bias.tolist() == [1]
+
+
+def test_constants_travel_through_several_layers():
+    """Unit 0 of fc0 is 2, which makes unit 0 of fc1 the constant 2 * 3 + 1 = 7, and the output 7 * 5 + 1 = 36."""
+    model = Chain(([[0.]], [2.]), ([[3.]], [1.]), ([[5.]], [1.]))
+    remove_dead_weights(model)
+    assert counts(model) == [0, 0, 0, 0, 0, 1] and model.fc2.bias.tolist() == [36]
+
+
+def test_before_a_padded_convolution_only_the_constant_zero_goes():
+    """At the borders the padding hides the constant from some weights, so no bias could stand in for it."""
+    negative, positive = Convolutions(-1.), Convolutions(1.)
+    outputs = positive(torch.randn(1, 1, 4, 4))
+    remove_dead_weights(negative)
+    remove_dead_weights(positive)
+    assert counts(negative) == [0, 0, 0, 1] and counts(positive) == [0, 1, 9, 1]
+    assert torch.equal(positive(torch.randn(1, 1, 4, 4)), outputs) and len(outputs.unique()) > 1
+
+
+def test_a_constant_before_a_convolution_can_be_dropped():
+    model = Convolutions(1.)
+    remove_dead_weights(model, drop_constants=True)
+    assert counts(model) == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_removing_unused_units_leaves_the_outputs_exactly_equal(seed):
+    model = sparse_alexnet(seed)
+    for layer in model.children():  # every unit receives something: no constants
+        flat = layer.weight.data.flatten(1)
+        flat[:, 0][(flat == 0).all(1)] = 0.1
+    pixels = torch.randn(8, 3, 32, 32)
+    before, outputs = counts(model), model(pixels)
+    model.fc3.weight.data[:, 50:] = 0
+    outputs = model(pixels)
+    remove_dead_weights(model)
+    assert torch.equal(model(pixels), outputs)
+    assert sum(counts(model)) < sum(before) / 2
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_folding_constants_leaves_the_outputs_equal_up_to_rounding_and_nothing_more_to_remove(seed):
+    model = sparse_alexnet(seed)
+    pixels = torch.randn(8, 3, 32, 32)
+    before, outputs = counts(model), model(pixels)
+    remove_dead_weights(model)
+    assert torch.allclose(model(pixels), outputs, atol=1e-5) and outputs.std(0).max() > 1e-3
+    after = counts(model)
+    assert sum(after) < sum(before)
+    remove_dead_weights(model)
+    assert counts(model) == after
+    assert not any(param[param == 0].signbit().any() for param in model.parameters())
+
+
+def test_live_units_are_those_that_the_next_layer_reads():
+    model = Chain(([[1., 0.], [2., 0.], [3., 0.]], [0.] * 3), ([[0., 1., 1.], [0., 0., 1.]], [0.] * 2))
+    assert [units.tolist() for units in live_units(model)] == [[0, 1], [1, 2], [0, 1]]
+
+
+def test_a_network_without_any_path_is_refused():
+    model = Chain(([[1.]], [1.]), ([[0.]], [1.]))
+    with pytest.raises(ValueError, match='no path is left from the images to the outputs: keep more weights'):
+        live_units(model)
+
+
+def test_the_live_part_is_small_and_computes_the_same():
+    model = sparse_alexnet(0)
+    remove_dead_weights(model)
+    pixels, outputs = torch.randn(8, 3, 32, 32), None
+    outputs = model(pixels)
+    with live_part(model):
+        assert sum(param.numel() for param in model.parameters()) < 200_000  # of 20 million
+        assert torch.allclose(model(pixels), outputs, atol=1e-6)
+    assert torch.equal(model(pixels), outputs)
+
+
+OPTIMIZERS = {
+    'Adam': lambda params: torch.optim.Adam(params, lr=0.01, weight_decay=0.01, fused=True),
+    'SGD with momentum': lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9),
+}
+
+
+def masked_steps(model, optimizer, batches):
+    masks = [(param, param.detach() != 0) for param in model.parameters()]
+    for pixels, labels in batches:
+        optimizer.zero_grad()
+        F.nll_loss(model(pixels), labels).backward()
+        for param, mask in masks:
+            param.grad *= mask
+        optimizer.step()
+
+
+@pytest.mark.parametrize('make_optimizer', OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_training_the_live_part_is_training_the_whole_masked_network(make_optimizer):
+    whole = sparse_alexnet(3)
+    remove_dead_weights(whole)
+    part = copy.deepcopy(whole)
+    before = copy.deepcopy(whole)
+    batches = [(torch.randn(16, 3, 32, 32), torch.randint(10, (16,))) for _ in range(6)]
+    optimizers = [make_optimizer(model.parameters()) for model in (whole, part)]
+    for few in batches[:3], batches[3:]:  # the second half goes on with what the optimizer remembers of the first
+        masked_steps(whole, optimizers[0], few)
+        with live_part(part, optimizers[1]):
+            masked_steps(part, optimizers[1], few)
+    for name, param in whole.named_parameters():
+        assert torch.allclose(part.get_parameter(name), param, atol=1e-5), name
+        assert not torch.allclose(before.get_parameter(name), param, atol=1e-4), name
+        for key, memory in optimizers[0].state[param].items():
+            assert torch.allclose(optimizers[1].state[part.get_parameter(name)][key], memory, atol=1e-5), (name, key)
+
+
+def test_gradients_of_the_live_part_are_those_of_the_whole_network():
+    model = sparse_alexnet(4)
+    remove_dead_weights(model)
+    units = live_units(model)
+    batch = torch.randn(16, 3, 32, 32)
+    model(batch)[:, 3].sum().backward()
+    gradients = [layer.weight.grad[outputs][:, inputs]
+                 for layer, inputs, outputs in zip(model.children(), units, units[1:], strict=False)]
+    with live_part(model):
+        model(batch)[:, 3].sum().backward()
+        for layer, expected in zip(model.children(), gradients, strict=True):
+            assert torch.allclose(layer.weight.grad, expected, atol=1e-5, rtol=1e-4) and expected.abs().sum() > 0
+
+
+def test_an_interrupted_training_leaves_the_whole_network():
+    model = sparse_alexnet(5)
+    with pytest.raises(KeyboardInterrupt), live_part(model):
+        model.fc3.bias.data += 1
+        raise KeyboardInterrupt
+    assert [tuple(param.shape) for param in model.parameters()] == [tuple(p.shape) for p in AlexNet().parameters()]
