@@ -26,6 +26,7 @@ import plain_coder  # noqa: E402
 import pruning  # noqa: E402
 import util  # noqa: E402
 from net import huffmancoding  # noqa: E402
+from net.live import live_part, remove_dead_weights  # noqa: E402
 from net.models import AlexNet, load_model  # noqa: E402
 from net.quantization import apply_weight_sharing  # noqa: E402
 
@@ -112,6 +113,11 @@ def benchmark_stream(name, arr):
 
 # ---- a training step, bare and in the loop ---------------------------------------------------------------------------
 
+def random_images(n):
+    return util.Images(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)),
+                       tuple('0123456789'))
+
+
 def benchmark_step(pruned, batch_size=256, n_steps=10, rounds=6):
     """Time per step of the real loop and bare, in turns, the best of each; and of what the real loop does besides."""
     model = AlexNet()
@@ -119,9 +125,7 @@ def benchmark_step(pruned, batch_size=256, n_steps=10, rounds=6):
         for name, percent in model.DEFAULT_PRUNE_RATE.items():
             weight = getattr(model, name).weight.data
             weight[torch.rand_like(weight) > percent / 100] = 0
-    n = batch_size * n_steps
-    images = util.Images(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)),
-                         tuple('0123456789'))
+    images = random_images(batch_size * n_steps)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     masks = pruning.pruning_masks(model, optimizer)
     pixels, labels = torch.randn(batch_size, 3, 32, 32), torch.randint(10, (batch_size,))
@@ -152,6 +156,29 @@ def benchmark_step(pruned, batch_size=256, n_steps=10, rounds=6):
           f'are {100 * (batches_ms + masking_ms) / bare_ms:.1f} % of the bare step')
 
 
+def benchmark_live_part(n_kept=15_000, batch_size=256, n_steps=10, rounds=3):
+    """A step of training the dense network against one of the live part of a network with `n_kept` weights.
+
+    The weights are random: trained ones gather in fewer units, whose live part is smaller still.
+    """
+    images = random_images(batch_size * n_steps)
+    dense, sparse = AlexNet(), AlexNet()
+    sparse.prune_by_percentile(sparse.layer_adaptive_rates(n_kept))
+    remove_dead_weights(sparse, drop_constants=True)
+
+    def train(model):
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+        pruning.train(model, images, optimizer, CosineAnnealingLR(optimizer, n_steps), 1, batch_size)
+
+    with live_part(sparse):
+        n_live = sum(param.numel() for param in sparse.parameters())
+        train(dense), train(sparse)
+        times = [[seconds(train, model) for model in (dense, sparse)] for _ in range(rounds)]
+    dense_ms, live_ms = np.min(times, axis=0) / n_steps * 1e3
+    print(f'training step of {batch_size} images: dense {dense_ms:.0f} ms, live part of {n_kept} weights '
+          f'({n_live} parameters) {live_ms:.0f} ms: {dense_ms / live_ms:.1f}x')
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', help='pruned and shared model')
@@ -167,6 +194,8 @@ def main():
     print('--- A training step ---')
     for pruned in (False, True):
         benchmark_step(pruned)
+    print('--- Training the live part ---')
+    benchmark_live_part()
 
 
 if __name__ == '__main__':
