@@ -29,8 +29,7 @@ def apply_weight_sharing(model, bits=5, fc_bits=None):
 
 
 def _layers(model):
-    return [(name, module) for name, module in model.named_modules()
-            if getattr(module, 'weight', None) is not None and module.weight.dim() >= 2]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
 
 
 def share_weights(weights, n_clusters):

@@ -40,15 +40,20 @@ class Convolutions(nn.Module):
         return self.conv2(F.relu(self.conv1(x)))
 
 
-def sparse_alexnet(seed, n_kept=150):
-    """A random AlexNet with about `n_kept` weights a layer, large enough for its outputs to differ."""
+def sparse_alexnet(seed):
+    """An AlexNet with some weights between 30 random units of each layer, and 100 more anywhere: most of those dead."""
     torch.manual_seed(seed)
     model = AlexNet()
+    inputs = torch.arange(3)
     for layer in model.children():
         weight = layer.weight.data
-        weight[torch.rand_like(weight) >= n_kept / weight.numel()] = 0
-        weight *= 10
+        outputs = torch.arange(10) if layer is model.fc3 else torch.randperm(len(weight))[:30]
+        keep = torch.rand(weight.shape) < 100 / weight.numel()
+        keep[outputs[:, None], inputs] |= torch.rand(keep[outputs[:, None], inputs].shape) < 0.2
+        n_read = 0.2 * len(inputs) * weight[0, 0].numel()  # weights of a unit; outputs keep their scale
+        layer.weight.data = torch.where(keep, torch.randn(weight.shape) * (2 / n_read) ** 0.5, 0)
         layer.bias.data.uniform_(-0.5, 0.5)
+        inputs = outputs
     return model.eval()
 
 
@@ -109,15 +114,13 @@ def test_a_constant_before_a_convolution_can_be_dropped():
 @pytest.mark.parametrize('seed', range(5))
 def test_removing_unused_units_leaves_the_outputs_exactly_equal(seed):
     model = sparse_alexnet(seed)
-    for layer in model.children():  # every unit receives something: no constants
+    for layer in model.children():  # every unit receives something: there are no constants
         flat = layer.weight.data.flatten(1)
         flat[:, 0][(flat == 0).all(1)] = 0.1
     pixels = torch.randn(8, 3, 32, 32)
     before, outputs = counts(model), model(pixels)
-    model.fc3.weight.data[:, 50:] = 0
-    outputs = model(pixels)
     remove_dead_weights(model)
-    assert torch.equal(model(pixels), outputs)
+    assert torch.equal(model(pixels), outputs) and outputs.std(0).min() > 1e-3
     assert sum(counts(model)) < sum(before) / 2
 
 
@@ -127,9 +130,9 @@ def test_folding_constants_leaves_the_outputs_equal_up_to_rounding_and_nothing_m
     pixels = torch.randn(8, 3, 32, 32)
     before, outputs = counts(model), model(pixels)
     remove_dead_weights(model)
-    assert torch.allclose(model(pixels), outputs, atol=1e-5) and outputs.std(0).max() > 1e-3
+    assert torch.allclose(model(pixels), outputs, atol=1e-5) and outputs.std(0).min() > 1e-3
     after = counts(model)
-    assert sum(after) < sum(before)
+    assert sum(after) < sum(before) / 2
     remove_dead_weights(model)
     assert counts(model) == after
     assert not any(param[param == 0].signbit().any() for param in model.parameters())
@@ -149,17 +152,17 @@ def test_a_network_without_any_path_is_refused():
 def test_the_live_part_is_small_and_computes_the_same():
     model = sparse_alexnet(0)
     remove_dead_weights(model)
-    pixels, outputs = torch.randn(8, 3, 32, 32), None
+    pixels = torch.randn(8, 3, 32, 32)
     outputs = model(pixels)
     with live_part(model):
-        assert sum(param.numel() for param in model.parameters()) < 200_000  # of 20 million
-        assert torch.allclose(model(pixels), outputs, atol=1e-6)
+        assert sum(param.numel() for param in model.parameters()) < 500_000  # of 20 million
+        assert torch.allclose(model(pixels), outputs, atol=1e-5)
     assert torch.equal(model(pixels), outputs)
 
 
 OPTIMIZERS = {
-    'Adam': lambda params: torch.optim.Adam(params, lr=0.01, weight_decay=0.01, fused=True),
-    'SGD with momentum': lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9),
+    'Adam': lambda params: torch.optim.Adam(params, lr=1e-3, weight_decay=0.01, fused=True),
+    'SGD with momentum': lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9),
 }
 
 

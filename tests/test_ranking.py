@@ -1,4 +1,4 @@
-"""The model of the README's table, as the three scripts made it with their default arguments, from its encoded files."""
+"""The model of the README's table, made by the three scripts with their default arguments, as its encoded files."""
 import os
 from pathlib import Path
 
