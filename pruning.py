@@ -10,66 +10,73 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR
 from tqdm import tqdm
 
 import util
-from net.live import live_part, remove_dead_weights
+from net.live import count_alive, live_part, remove_dead_weights
 from net.models import AlexNet, load_model, save_model
+from net.prune import fraction_to_keep
 
-# Defaults of the flags, chosen on 5,000 held-out training images; an explicit flag overrides them.
+# Defaults of flags, chosen on 5,000 held-out training images.
 RECIPES = {
     # The highest compression rate above 60 % accuracy: many small pruning steps, then a long training of what is left.
-    'ranking': {'epochs': 8, 'prune_steps': 40, 'keep': 4200, 'rates': None,
+    'ranking': {'epochs': 8, 'keep': 4200, 'fc_cost': 6, 'prune_steps': 40,
                 'retrain_epochs': 160, 'retrain_lr': 5e-3, 'crop': 'first'},
     # Han et al. 2016: prune once, at the rates of Table 4.
-    'paper': {'epochs': 20, 'prune_steps': 1, 'keep': None, 'rates': None,
+    'paper': {'epochs': 20, 'keep': None, 'fc_cost': 1, 'prune_steps': 1,
               'retrain_epochs': 12, 'retrain_lr': 1e-3, 'crop': 'always'},
 }
 
 
 def parse_args(argv=None):
-    choice = argparse.ArgumentParser(add_help=False)
-    choice.add_argument('--recipe', choices=RECIPES, default='ranking',
-                        help='which defaults the other flags have (see --recipe paper --help)')
-    recipe = RECIPES[choice.parse_known_args(argv)[0].recipe]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
-    parser = argparse.ArgumentParser(description=__doc__, parents=[choice],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.set_defaults(**recipe)
+    def add(flag, help, group=parser, **kwargs):
+        """A flag whose default is the recipe's: absent from what is parsed, unless it is given."""
+        values = [recipe[flag[2:].replace('-', '_')] for recipe in RECIPES.values()]
+        group.add_argument(flag, default=argparse.SUPPRESS, **kwargs,
+                           help=f'{help} ({", ".join(map("{}: {}".format, RECIPES, values))})')
+
     util.add_common_arguments(parser)
     util.add_training_arguments(parser)
-    parser.add_argument('--epochs', type=util.number(int, 1), help='epochs of the first training')
+    parser.add_argument('--recipe', choices=RECIPES, default=argparse.SUPPRESS, help='which defaults other flags have '
+                        '(paper if --rates, --prune std or --sensitivity says how to prune, else ranking)')
+    add('--epochs', 'epochs of the first training', type=util.number(int, 1))
     parser.add_argument('--lr', type=util.number(float, 0), default=1e-3,
                         help='highest learning rate of the first training, and the rate between pruning steps')
-    parser.add_argument('--crop', choices=['always', 'first'], help='random crops of the images always, or only in the '
-                        'first training: a network with few weights left needs no more of them')
-    parser.add_argument('--prune', choices=['percentile', 'std'], help='how to find the thresholds: keep a percentage '
-                        'of each layer (unless --sensitivity is given), or compare with its standard deviation, once')
+    add('--crop', 'random crops of the images always, or only in the first training: a network with few weights left '
+        'does without', choices=['always', 'first'])
+    parser.add_argument('--prune', choices=['percentile', 'std'], default=argparse.SUPPRESS, help='how to find the '
+                        'thresholds: keep a percentage of each layer, or compare with its standard deviation, once '
+                        '(std if --sensitivity is given, else percentile)')
     goal = parser.add_mutually_exclusive_group()
-    goal.add_argument('--keep', type=util.number(int, 1), metavar='N', help='weights to keep in all, shared out over '
-                      'the layers by a layer-adaptive score')
-    goal.add_argument('--rates', type=parse_rates, metavar='LAYER=PERCENT,...',
+    add('--keep', 'weights to keep in all, shared out over the layers by a layer-adaptive score', goal,
+        type=util.number(int, 1), metavar='N')
+    goal.add_argument('--rates', type=parse_rates, metavar='LAYER=PERCENT,...', default=argparse.SUPPRESS,
                       help='percent of the weights to keep in these layers, and the paper\'s in the others')
-    goal.add_argument('--sensitivity', type=util.number(float, 0),
+    goal.add_argument('--sensitivity', type=util.number(float, 0), default=argparse.SUPPRESS,
                       help='threshold in standard deviations; alone it selects --prune std')
-    parser.add_argument('--fc-cost', type=util.number(float, 0.01), default=6, help='with --keep: how many convolution '
-                        'weights are given up for one of a fully connected layer, whose position takes more bytes')
-    parser.add_argument('--prune-steps', type=util.number(int, 1), metavar='N',
-                        help='reach the goal in N steps, with an epoch of training between two of them')
-    parser.add_argument('--retrain-epochs', type=util.number(int, 1), help='epochs after pruning')
-    parser.add_argument('--retrain-lr', type=util.number(float, 0), help='highest learning rate after pruning')
-    parser.add_argument('--load-model-path', help='trained dense model: skips the first training; '
+    add('--fc-cost', 'with --keep: how many times the score of a convolution weight one of a fully connected layer '
+        'needs to stay, since it takes more bytes', type=util.number(float, 0.01))
+    add('--prune-steps', 'reach the goal in N steps, with an epoch of training between two of them',
+        type=util.number(int, 1), metavar='N')
+    add('--retrain-epochs', 'epochs after pruning', type=util.number(int, 1))
+    add('--retrain-lr', 'highest learning rate after pruning', type=util.number(float, 0))
+    parser.add_argument('--load-model-path', default=argparse.SUPPRESS, help='trained model: skips the first training; '
                         'with --validation, it must have been trained with the same --validation')
-    args = parser.parse_args(argv)
+    given = parser.parse_args(argv)
 
-    args.prune = args.prune or ('percentile' if args.sensitivity is None else 'std')
-    if args.prune == 'percentile' and args.sensitivity is not None:
+    prune = getattr(given, 'prune', 'std' if 'sensitivity' in given else 'percentile')
+    if prune == 'percentile' and 'sensitivity' in given:
         parser.error('--sensitivity goes with --prune std, got --prune percentile')
-    if args.rates is not None:
-        args.keep = None
-    if args.prune == 'std':
-        if args.rates is not None or args.keep != recipe['keep']:
-            parser.error('--rates and --keep go with --prune percentile, got --prune std')
-        if args.prune_steps not in (1, recipe['prune_steps']):
-            parser.error(f'--prune std prunes once, got --prune-steps {args.prune_steps}')
+    if prune == 'std' and ('rates' in given or 'keep' in given):
+        parser.error('--rates and --keep go with --prune percentile, got --prune std')
+    if prune == 'std' and getattr(given, 'prune_steps', 1) > 1:
+        parser.error(f'--prune std prunes once, got --prune-steps {given.prune_steps}')
+    recipe = getattr(given, 'recipe', 'paper' if prune == 'std' or 'rates' in given else 'ranking')
+    args = argparse.Namespace(**{**RECIPES[recipe], 'rates': {}, 'sensitivity': None, 'load_model_path': None,
+                                 **vars(given), 'recipe': recipe, 'prune': prune})
+    if prune == 'std':
         args.prune_steps = 1
+    if 'rates' in given:
+        args.keep = None
     return args
 
 
@@ -131,13 +138,13 @@ def pruning_masks(model, optimizer):
 
 
 def fit(model, images, epochs, lr, args, crop):
-    """Train in place with a fresh Adam; the learning rate rises to `lr` and falls to zero."""
+    """Train in place with a fresh Adam; the learning rate has its highest value `lr` early, and ends near zero."""
     optimizer = make_adam(model, lr, args)
     n_steps = epochs * math.ceil(len(images.labels) / args.batch_size)
     if args.schedule == 'cosine':
         scheduler = CosineAnnealingLR(optimizer, n_steps)
-    else:
-        scheduler = OneCycleLR(optimizer, lr, n_steps, pct_start=0.1, cycle_momentum=False)
+    else:  # a short warm-up is enough; OneCycleLR cannot do one of exactly one step
+        scheduler = OneCycleLR(optimizer, lr, n_steps, pct_start=0.1 if n_steps > 10 else 0.3, cycle_momentum=False)
     train(model, images, optimizer, scheduler, epochs, args.batch_size, args.log_interval, crop)
 
 
@@ -147,38 +154,31 @@ def make_adam(model, lr, args):
 
 def prune_gradually(model, images, args):
     """Prune in steps, in place, with an epoch of training between two of them; one step is one-shot pruning."""
+    start = {name: int(torch.count_nonzero(layer.weight)) for name, layer in model.named_children()}
     optimizer = make_adam(model, args.lr, args)
     scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # warm-up, then --lr
     for step in range(1, args.prune_steps + 1):
-        prune(model, args, step)
+        prune(model, args, step, start)
         if step < args.prune_steps:
+            print(f'Pruning step {step}/{args.prune_steps}: {count_alive(model)} parameters alive', flush=True)
             with live_part(model, optimizer):
-                n_alive = sum(int(torch.count_nonzero(param)) for param in model.parameters())
-                print(f'Pruning step {step}/{args.prune_steps}: {n_alive} parameters alive', flush=True)
                 train(model, images, optimizer, scheduler, 1, args.batch_size, args.log_interval, args.crop == 'always')
 
 
-def prune(model, args, step):
-    """One of the pruning steps, in place."""
+def prune(model, args, step, start):
+    """One of the pruning steps, in place; `start` tells how many weights each layer had before the first."""
     if args.prune == 'std':
         model.prune_by_std(**({} if args.sensitivity is None else {'s': args.sensitivity}))
     elif args.keep is not None:
-        n = sum(layer.weight.numel() for layer in model.children())
-        n_kept = n * fraction_to_keep(args.keep / n, step, args.prune_steps)
-        model.prune_by_percentile(model.layer_adaptive_rates(n_kept, args.fc_cost))
+        n = sum(start.values())
+        n_kept = n * fraction_to_keep(1, args.keep / n, step, args.prune_steps)
+        model.prune_by_percentile(model.layer_adaptive_rates(n_kept + 1e-6, args.fc_cost))  # 4199.99... are 4200
     else:
-        rates = {**model.DEFAULT_PRUNE_RATE, **(args.rates or {})}
-        model.prune_by_percentile({name: 100 * fraction_to_keep(percent / 100, step, args.prune_steps)
-                                   for name, percent in rates.items()})
+        percents = {**model.DEFAULT_PRUNE_RATE, **args.rates}
+        alive = {name: start[name] / layer.weight.numel() for name, layer in model.named_children()}
+        model.prune_by_percentile({name: 100 * fraction_to_keep(alive[name], percent / 100, step, args.prune_steps)
+                                   for name, percent in percents.items()})
     remove_dead_weights(model, drop_constants=True)
-
-
-def fraction_to_keep(goal, step, n_steps):
-    """After step 1 to `n_steps` of pruning to the fraction `goal`: falls fast from 1, then ever slower to `goal`.
-
-    The logarithm takes the cubic course that Zhu and Gupta (2017, equation 1) give to the sparsity itself.
-    """
-    return goal ** (1 - (1 - step / n_steps) ** 3)
 
 
 def main(argv=None):

@@ -144,7 +144,7 @@ def random_crop(pixels):
 
 
 def random_flip(pixels):
-    """Mirror every second image of a batch or so, left to right."""
+    """Mirror each image of a batch, left to right, with probability 1/2."""
     flip = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
     return torch.where(flip, pixels.flip(3), pixels)
 

@@ -4,9 +4,9 @@ import argparse
 import torch
 
 import util
-from net.live import live_part
+from net.live import live_part, remove_dead_weights
 from net.models import load_model, save_model
-from net.quantization import apply_weight_sharing, fix_centroids, train_centroids
+from net.quantization import apply_weight_sharing, codebooks_as_parameters
 from pruning import fit
 
 
@@ -19,7 +19,8 @@ def parse_args(argv=None):
     parser.add_argument('--bits', type=util.number(int, 1, 8), default=5, help='each layer keeps 2^BITS shared values')
     parser.add_argument('--fc-bits', type=util.number(int, 1, 8), metavar='BITS',
                         help='the same for the fully connected layers, where they shall have other BITS')
-    parser.add_argument('--epochs', type=util.number(int, 0), default=6, help='epochs of training the shared values')
+    parser.add_argument('--epochs', type=util.number(int, 0), default=6,
+                        help='epochs of training the shared values, and the biases')
     parser.add_argument('--lr', type=util.number(float, 0), default=1e-3, help='highest learning rate')
     return parser.parse_args(argv)
 
@@ -38,13 +39,13 @@ def main(argv=None):
     print('--- Accuracy before weight sharing ---')
     report('Accuracy_before_quantization')
     print('--- Weight sharing ---')
+    remove_dead_weights(model)  # what is dead would not be trained with the rest, and keep values of its own
     apply_weight_sharing(model, args.bits, args.fc_bits)
     if args.epochs:
         print('--- Training the shared values ---')
-        with live_part(model):
-            train_centroids(model)
+        util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
+        with live_part(model), codebooks_as_parameters(model):
             fit(model, images, args.epochs, args.lr, args, crop=False)
-            fix_centroids(model)
     save_model(model, args.save_model_path)
     print('--- Accuracy after weight sharing ---')
     report('Accuracy_after_quantization')

@@ -1,9 +1,19 @@
-"""The live part of a pruned network: the units that still do something, as a small dense network."""
+"""The live part of a pruned network: the units that still do something, as a small dense network.
+
+The network's children are taken for a chain: each layer reads relu of the one before, one input for each of its
+outputs. That holds for AlexNet, whose last convolution leaves one value per channel.
+"""
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+def count_alive(model):
+    """How many weights and biases are not zero."""
+    return sum(int(torch.count_nonzero(param)) for param in model.parameters())
 
 
 def remove_dead_weights(model, drop_constants=False):
@@ -14,21 +24,21 @@ def remove_dead_weights(model, drop_constants=False):
     it moves into the next bias (equal up to rounding). Before a convolution, whose zero padding does not see the
     constant, it goes only if it is 0, or with `drop_constants`, which changes the outputs: retraining makes up for it.
     """
-    layers = list(model.children())
-    pairs = list(zip(layers, layers[1:], strict=False))
-    alive = None
-    while alive != (alive := sum(int(torch.count_nonzero(param)) for param in model.parameters())):
+    pairs = list(pairwise(model.children()))
+    before, after = None, count_alive(model)
+    while after != before:
         for layer, following in pairs:
             _remove_constant_units(layer, following, drop_constants)
         for layer, following in reversed(pairs):
             unused = ~_used_inputs(following)
             layer.weight.data[unused] = 0
             layer.bias.data[unused] = 0
+        before, after = after, count_alive(model)
 
 
 def _remove_constant_units(layer, following, drop_constants):
     constants = F.relu(layer.bias.data)
-    removed = ~(layer.weight.data != 0).flatten(1).any(1)  # receive nothing
+    removed = (layer.weight.data == 0).flatten(1).all(1)  # receive nothing
     if isinstance(following, nn.Linear):
         following.bias.data += following.weight.data[:, removed] @ constants[removed]
     elif not drop_constants:
@@ -59,24 +69,28 @@ def live_units(model):
 def live_part(model, optimizer=None):
     """Within this context the model consists of its live units only: the same network with fewer channels.
 
-    Parameters, and what the optimizer remembers of them, are gathered from the whole model and in the end scattered
-    back, so that training in between costs what the live part costs. Parameters of dead units stay as they are.
+    Parameters, and the state that the optimizer has for them, are gathered from the whole model and in the end
+    scattered back, so that training in between costs what the live part costs. Dead units stay as they are.
     """
-    units = live_units(model)
-    whole = {}
-    for layer, inputs, outputs in zip(model.children(), units, units[1:], strict=False):
+    state = optimizer.state if optimizer else {}
+    whole = {}  # parameter -> where its live part lies, all of it, all of its state
+    for layer, (inputs, outputs) in zip(model.children(), pairwise(live_units(model)), strict=True):
         for param, index in (layer.weight, (outputs[:, None], inputs)), (layer.bias, outputs):
-            history = optimizer.state[param] if optimizer else {}
-            memories = {key: value for key, value in history.items() if value.shape == param.shape}
-            whole[param] = index, param.data, memories
+            whole[param] = index, param.data, _state_like(param, state)
+            state.get(param, {}).update({key: value[index] for key, value in whole[param][2].items()})
             param.grad, param.data = None, param.data[index]
-            history.update({key: value[index] for key, value in memories.items()})
     try:
         yield
     finally:
-        for param, (index, data, memories) in whole.items():
+        for param, (index, data, whole_state) in whole.items():
+            for key, value in _state_like(param, state).items():
+                state[param][key] = whole_state.get(key, torch.zeros_like(data))
+                state[param][key][index] = value
             data[index] = param.data
             param.grad, param.data = None, data
-            for key, memory in memories.items():
-                memory[index] = optimizer.state[param][key]
-                optimizer.state[param][key] = memory
+
+
+def _state_like(param, state):
+    """What the optimizer has for every single value of a parameter, such as Adam's moments: name -> tensor."""
+    return {key: value for key, value in state.get(param, {}).items()
+            if torch.is_tensor(value) and value.shape == param.shape}

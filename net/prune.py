@@ -46,8 +46,8 @@ class PruningModule(nn.Module):
 
         They are the weights with the highest LAMP scores: the square of a weight over the sum of the squares of all
         weights of its layer that are at least as large, so that no layer ends empty (Lee et al. 2021, "Layer-adaptive
-        sparsity for the magnitude-based pruning", equation 3). Scores of fully connected layers are divided by
-        `fc_cost`: the bytes that such a weight takes, against those of a weight in a convolution.
+        sparsity for the magnitude-based pruning", equation 3). Pruned weights have none. To be kept, a weight of a
+        fully connected layer needs a score `fc_cost` times as high as one of a convolution.
         Raises ValueError unless `keep` is at least 1, or if a weight is not finite.
         """
         if not keep >= 1:
@@ -74,6 +74,16 @@ class PruningModule(nn.Module):
         """Set the weights of `module` with |w| < threshold to zero, in place; leave the rest as it is."""
         weight = module.weight.data
         weight[weight.abs().double() < threshold] = 0  # against a float32 tensor the threshold would be rounded
+
+
+def fraction_to_keep(start, goal, step, n_steps):
+    """The fraction of weights to keep after step 1 to `n_steps`: falls fast from `start`, then ever slower to `goal`.
+
+    Its logarithm takes the cubic course that Zhu and Gupta (2017, equation 1) give to the sparsity itself.
+    """
+    if start <= goal:
+        return goal
+    return start * (goal / start) ** (1 - (1 - step / n_steps) ** 3)
 
 
 def _finite_weights(name, layer):

@@ -1,5 +1,6 @@
 """Weight sharing: the weights of a layer take the values of a small codebook (Han et al. 2016, section 3)."""
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -103,8 +104,8 @@ class Codebook(nn.Module):
     def __init__(self, weight):
         super().__init__()
         self.shape = weight.shape
-        self.positions = weight.flatten().nonzero()[:, 0]
-        self.indices = torch.unique(weight[weight != 0], return_inverse=True)[1]
+        self.register_buffer('positions', weight.flatten().nonzero()[:, 0])
+        self.register_buffer('indices', torch.unique(weight[weight != 0], return_inverse=True)[1])
 
     def right_inverse(self, weight):
         """The codebook of the weight: (n_values,), ascending."""
@@ -116,14 +117,16 @@ class Codebook(nn.Module):
         return flat.scatter(0, self.positions, centroids[self.indices]).view(self.shape)
 
 
-def train_centroids(model):
-    """Make the codebooks of the shared weights the parameters of the model, in place, until `fix_centroids`."""
-    for _, layer in _layers(model):
+@contextmanager
+def codebooks_as_parameters(model):
+    """Within this context the parameters of the model are the codebooks of its shared weights, and the biases."""
+    layers = [layer for _, layer in _layers(model)]
+    for layer in layers:
         parametrize.register_parametrization(layer, 'weight', Codebook(layer.weight.data))
-
-
-def fix_centroids(model):
-    """Turn the weights back into plain parameters, in place, with the values that the centroids have now."""
-    for _, layer in _layers(model):
-        parametrize.remove_parametrizations(layer, 'weight')
-        layer.weight.grad = None  # it was that of the codebook
+    try:
+        yield
+    finally:
+        for layer in layers:
+            parametrize.remove_parametrizations(layer, 'weight')
+            layer.weight.grad = None  # it was that of the codebook
+            layer.register_parameter('bias', layer._parameters.pop('bias'))  # after the weight again

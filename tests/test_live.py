@@ -1,4 +1,6 @@
 import copy
+from contextlib import nullcontext
+from itertools import pairwise
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from net.live import live_part, live_units, remove_dead_weights
 from net.models import AlexNet
+from net.quantization import codebooks_as_parameters
 
 
 class Chain(nn.Module):
@@ -111,7 +114,7 @@ def test_a_constant_before_a_convolution_can_be_dropped():
     assert counts(model) == [0, 0, 0, 1]
 
 
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed', range(3))
 def test_removing_unused_units_leaves_the_outputs_exactly_equal(seed):
     model = sparse_alexnet(seed)
     for layer in model.children():  # every unit receives something: there are no constants
@@ -121,10 +124,10 @@ def test_removing_unused_units_leaves_the_outputs_exactly_equal(seed):
     before, outputs = counts(model), model(pixels)
     remove_dead_weights(model)
     assert torch.equal(model(pixels), outputs) and outputs.std(0).min() > 1e-3
-    assert sum(counts(model)) < sum(before) / 2
+    assert sum(counts(model)) < 0.6 * sum(before)
 
 
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed', range(3))
 def test_folding_constants_leaves_the_outputs_equal_up_to_rounding_and_nothing_more_to_remove(seed):
     model = sparse_alexnet(seed)
     pixels = torch.randn(8, 3, 32, 32)
@@ -132,7 +135,7 @@ def test_folding_constants_leaves_the_outputs_equal_up_to_rounding_and_nothing_m
     remove_dead_weights(model)
     assert torch.allclose(model(pixels), outputs, atol=1e-5) and outputs.std(0).min() > 1e-3
     after = counts(model)
-    assert sum(after) < sum(before) / 2
+    assert sum(after) < 0.6 * sum(before)
     remove_dead_weights(model)
     assert counts(model) == after
     assert not any(param[param == 0].signbit().any() for param in model.parameters())
@@ -176,42 +179,60 @@ def masked_steps(model, optimizer, batches):
         optimizer.step()
 
 
+def prune_half(model, optimizer):
+    for layer in model.children():
+        layer.weight.data[layer.weight.abs() < layer.weight[layer.weight != 0].abs().median()] = 0
+    remove_dead_weights(model, drop_constants=True)
+    for param in model.parameters():
+        for value in optimizer.state[param].values():
+            if value is not None and value.shape == param.shape:
+                value[param == 0] = 0
+
+
 @pytest.mark.parametrize('make_optimizer', OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_training_the_live_part_is_training_the_whole_masked_network(make_optimizer):
-    whole = sparse_alexnet(3)
+    """Also when more units die, and the training goes on with what the optimizer has of the others."""
+    whole = sparse_alexnet(3).double()  # Adam makes much of little: a gradient of rounding errors is a whole step
     remove_dead_weights(whole)
-    part = copy.deepcopy(whole)
-    before = copy.deepcopy(whole)
-    batches = [(torch.randn(16, 3, 32, 32), torch.randint(10, (16,))) for _ in range(6)]
+    part, before = copy.deepcopy(whole), copy.deepcopy(whole)
     optimizers = [make_optimizer(model.parameters()) for model in (whole, part)]
-    for few in batches[:3], batches[3:]:  # the second half goes on with what the optimizer remembers of the first
-        masked_steps(whole, optimizers[0], few)
+    sizes = []
+    for _ in range(2):
+        batches = [(torch.randn(16, 3, 32, 32).double(), torch.randint(10, (16,))) for _ in range(3)]
+        masked_steps(whole, optimizers[0], batches)
         with live_part(part, optimizers[1]):
-            masked_steps(part, optimizers[1], few)
-    for name, param in whole.named_parameters():
-        assert torch.allclose(part.get_parameter(name), param, atol=1e-5), name
-        assert not torch.allclose(before.get_parameter(name), param, atol=1e-4), name
-        for key, memory in optimizers[0].state[param].items():
-            assert torch.allclose(optimizers[1].state[part.get_parameter(name)][key], memory, atol=1e-5), (name, key)
+            sizes.append(sum(param.numel() for param in part.parameters()))
+            masked_steps(part, optimizers[1], batches)
+        for name, param in whole.named_parameters():
+            assert torch.allclose(part.get_parameter(name), param, atol=1e-9), name
+            assert not torch.allclose(before.get_parameter(name), param, atol=1e-6), name
+            for key, value in optimizers[0].state[param].items():
+                other = optimizers[1].state[part.get_parameter(name)][key]
+                assert torch.allclose(other, value, rtol=1e-6, atol=1e-9 * value.abs().max().item()), (name, key)
+        prune_half(whole, optimizers[0])
+        prune_half(part, optimizers[1])
+    assert sizes[1] < sizes[0] < 500_000
 
 
 def test_gradients_of_the_live_part_are_those_of_the_whole_network():
     model = sparse_alexnet(4)
     remove_dead_weights(model)
-    units = live_units(model)
     batch = torch.randn(16, 3, 32, 32)
     model(batch)[:, 3].sum().backward()
     gradients = [layer.weight.grad[outputs][:, inputs]
-                 for layer, inputs, outputs in zip(model.children(), units, units[1:], strict=False)]
+                 for layer, (inputs, outputs) in zip(model.children(), pairwise(live_units(model)), strict=True)]
     with live_part(model):
         model(batch)[:, 3].sum().backward()
         for layer, expected in zip(model.children(), gradients, strict=True):
             assert torch.allclose(layer.weight.grad, expected, atol=1e-5, rtol=1e-4) and expected.abs().sum() > 0
 
 
-def test_an_interrupted_training_leaves_the_whole_network():
-    model = sparse_alexnet(5)
-    with pytest.raises(KeyboardInterrupt), live_part(model):
-        model.fc3.bias.data += 1
+@pytest.mark.parametrize('inner', [nullcontext, codebooks_as_parameters], ids=['weights', 'codebooks'])
+def test_an_interrupted_training_leaves_the_whole_network_with_what_it_has_learned(inner):
+    model = Chain(([[1., 2.], [3., 4.]], [5., 6.]), ([[7., 0.], [9., 0.]], [8., 1.]))  # unit 1 of fc0 is dead
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(KeyboardInterrupt), live_part(model, optimizer), inner(*[model] * (inner is not nullcontext)):
+        model.fc1.bias.data += 1
         raise KeyboardInterrupt
-    assert [tuple(param.shape) for param in model.parameters()] == [tuple(p.shape) for p in AlexNet().parameters()]
+    assert model.fc0.weight.tolist() == [[1, 2], [3, 4]] and model.fc0.bias.tolist() == [5, 6]
+    assert model.fc1.weight.tolist() == [[7, 0], [9, 0]] and model.fc1.bias.tolist() == [9, 2]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from net.prune import PruningModule, percent_to_keep
+from net.prune import PruningModule, fraction_to_keep, percent_to_keep
 
 
 class TinyNet(PruningModule):
@@ -189,3 +189,17 @@ def test_a_percentage_keeps_exactly_that_many_weights(n):
     weights = np.arange(1, n + 1, dtype=np.float64)
     for n_kept in sorted({1, 2, n // 3, n - 1, n} & set(range(1, n + 1))):
         assert np.count_nonzero(weights >= np.percentile(weights, 100 - percent_to_keep(n_kept, n))) == n_kept
+
+
+@pytest.mark.parametrize('start, goal, step, n_steps, expected', [
+    (1, 0.09, 1, 1, 0.09),  # one shot: the goal itself
+    (1, 0.001, 3, 3, 0.001),
+    (1, 0.001, 1, 2, 0.001 ** 0.875),  # half way: 1 - (1/2)^3
+    (1, 0.001, 1, 10, 0.001 ** 0.271),
+    (0.1, 0.001, 1, 2, 0.1 * 0.01 ** 0.875),
+    (1, 1, 2, 5, 1),
+    (1, 0, 1, 2, 0),
+    (0.1, 0.2, 1, 2, 0.2),  # there are fewer already
+])
+def test_the_fraction_to_keep_falls_on_a_geometric_cubic_schedule(start, goal, step, n_steps, expected):
+    assert fraction_to_keep(start, goal, step, n_steps) == pytest.approx(expected, rel=1e-12)

@@ -4,6 +4,7 @@ from torch import nn
 
 import pruning
 import util
+from net.live import count_alive
 from net.models import AlexNet
 
 
@@ -91,7 +92,7 @@ def test_training_learns(images, capsys):
 
 
 @pytest.mark.parametrize('schedule', ['one-cycle', 'cosine'])
-@pytest.mark.parametrize('epochs, n_images', [(1, 20), (3, 17), (1, 5), (1, 4)])
+@pytest.mark.parametrize('epochs, n_images', [(10, 4), (1, 20), (3, 17), (1, 5), (1, 4)])
 def test_the_learning_rate_falls_towards_zero_over_all_steps(schedule, epochs, n_images, images, monkeypatch):
     args = pruning.parse_args(['--schedule', schedule, '--batch-size', '4'])
     rates = []
@@ -110,44 +111,54 @@ def test_the_learning_rate_falls_towards_zero_over_all_steps(schedule, epochs, n
 
 # ---- gradual pruning -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('goal, step, n_steps, expected', [
-    (0.09, 1, 1, 0.09),  # one shot: the goal itself
-    (0.001, 3, 3, 0.001),
-    (0.001, 1, 2, 0.001 ** 0.875),  # half way: 1 - (1/2)^3
-    (0.001, 1, 10, 0.001 ** 0.271),
-    (1, 2, 5, 1),
-    (0, 1, 2, 0),
-])
-def test_the_fraction_to_keep_falls_on_a_geometric_cubic_schedule(goal, step, n_steps, expected):
-    assert pruning.fraction_to_keep(goal, step, n_steps) == pytest.approx(expected, rel=1e-12)
-
-
 def test_one_step_keeps_exactly_the_percentages_of_the_paper(monkeypatch):
     model, asked = AlexNet(), []
     monkeypatch.setattr(model, 'prune_by_percentile', asked.append)
-    pruning.prune(model, pruning.parse_args(['--recipe', 'paper']), step=1)
+    pruning.prune_gradually(model, None, pruning.parse_args(['--recipe', 'paper']))
     assert asked == [AlexNet.DEFAULT_PRUNE_RATE]
+
+
+@pytest.fixture
+def few_digits():
+    images = util.load_images('digits')
+    return util.Images(images.pixels[:200], images.labels[:200], images.classes)
+
+
+@pytest.mark.parametrize('crop, expected', [('always', True), ('first', False)])
+def test_random_crops_can_end_with_the_first_training(crop, expected, few_digits, monkeypatch):
+    crops = []
+    monkeypatch.setattr(pruning, 'train', lambda *args: crops.append(args[-1]))
+    pruning.prune_gradually(AlexNet(), few_digits, pruning.parse_args(['--crop', crop, '--prune-steps', '3']))
+    assert crops == [expected] * 2
+
+
+def test_pruning_goes_on_from_a_pruned_model(few_digits, monkeypatch):
+    monkeypatch.setattr(pruning, 'train', lambda *args: None)
+    model = AlexNet()
+    model.prune_by_percentile(model.layer_adaptive_rates(300_000))
+    start, counts = count_alive(model), []
+    monkeypatch.setattr(pruning, 'count_alive', lambda model: counts.append(count_alive(model)))
+    pruning.prune_gradually(model, few_digits, pruning.parse_args(['--keep', '200000', '--prune-steps', '3']))
+    assert start > counts[0] > counts[1] > count_alive(model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('goal', [['--keep', '20000'], ['--rates', 'conv1=50,conv2=2,conv3=1,conv4=1,conv5=1,fc1=0.5,'
                                                                    'fc2=0.05,fc3=10']], ids=['keep', 'rates'])
-def test_weights_once_pruned_stay_pruned_until_the_goal_is_reached(goal, monkeypatch):
-    images = util.load_images('digits')
-    images = util.Images(images.pixels[:200], images.labels[:200], images.classes)
+def test_weights_once_pruned_stay_pruned_until_the_goal_is_reached(goal, few_digits, monkeypatch):
     model, previous, counts = AlexNet(), None, []
     prune = pruning.prune
 
-    def watched(model, args, step):
+    def watched(model, *args):
         nonlocal previous
-        prune(model, args, step)
+        prune(model, *args)
         alive = [param != 0 for param in model.parameters()]
         if previous is not None:
             assert not any((now & ~before).any() for now, before in zip(alive, previous, strict=True))
         previous = alive
         counts.append({name: int(torch.count_nonzero(layer.weight)) for name, layer in model.named_children()})
     monkeypatch.setattr(pruning, 'prune', watched)
-    pruning.prune_gradually(model, images, pruning.parse_args([*goal, '--prune-steps', '3', '--batch-size', '100']))
+    pruning.prune_gradually(model, few_digits, pruning.parse_args([*goal, '--prune-steps', '3', '--batch-size', '100']))
     totals = [sum(count.values()) for count in counts]
     assert len(totals) == 3 and totals[0] > totals[1] > totals[2]
     if goal[0] == '--keep':
@@ -170,15 +181,21 @@ def test_a_recipe_is_a_set_of_defaults_that_flags_override():
     assert {key: getattr(args, key) for key in pruning.RECIPES['paper']} == {**pruning.RECIPES['paper'], 'epochs': 3}
 
 
-def test_the_help_shows_the_defaults_of_the_recipe(capsys):
-    helps = []
-    for recipe in pruning.RECIPES:
-        with pytest.raises(SystemExit):
-            pruning.parse_args(['--recipe', recipe, '--help'])
-        helps.append(' '.join(capsys.readouterr().out.split()))
-    for recipe, text in zip(pruning.RECIPES.values(), helps, strict=True):
-        assert f'epochs of the first training (default: {recipe["epochs"]})' in text
-        assert f'highest learning rate after pruning (default: {recipe["retrain_lr"]})' in text
+def test_the_help_shows_the_defaults_of_each_recipe(capsys):
+    with pytest.raises(SystemExit):
+        pruning.parse_args(['--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    for key in pruning.RECIPES['paper']:
+        assert f'(ranking: {pruning.RECIPES["ranking"][key]}, paper: {pruning.RECIPES["paper"][key]})' in text
+
+
+@pytest.mark.parametrize('argv, recipe', [
+    (['--rates', 'conv1=50'], 'paper'), (['--sensitivity', '1'], 'paper'), (['--prune', 'std'], 'paper'),
+    (['--keep', '9000'], 'ranking'), (['--rates', 'conv1=50', '--recipe', 'ranking'], 'ranking'),
+])
+def test_asking_for_rates_or_thresholds_takes_the_other_defaults_from_the_paper(argv, recipe):
+    args = pruning.parse_args(argv)
+    assert args.recipe == recipe and args.retrain_epochs == pruning.RECIPES[recipe]['retrain_epochs']
 
 
 def test_a_sensitivity_alone_selects_std_pruning_in_one_shot():
@@ -194,8 +211,8 @@ def test_rates_override_single_layers_of_the_paper():
 @pytest.mark.parametrize('argv, message', [
     (['--prune', 'percentile', '--sensitivity', '1'], '--sensitivity goes with --prune std'),
     (['--prune', 'std', '--rates', 'fc1=9'], '--rates and --keep go with --prune percentile, got --prune std'),
-    (['--prune', 'std', '--keep', '9'], '--rates and --keep go with --prune percentile, got --prune std'),
-    (['--prune', 'std', '--prune-steps', '2'], '--prune std prunes once, got --prune-steps 2'),
+    (['--prune', 'std', '--keep', '4200'], '--rates and --keep go with --prune percentile, got --prune std'),
+    (['--prune', 'std', '--prune-steps', '40'], '--prune std prunes once, got --prune-steps 40'),
     (['--rates', 'fc1=9', '--keep', '9'], '--keep: not allowed with argument --rates'),
     (['--sensitivity', '1', '--rates', 'fc1=9'], '--rates: not allowed with argument --sensitivity'),
     (['--recipe', 'secret'], "--recipe: invalid choice: 'secret'"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from net.models import AlexNet
-from net.quantization import apply_weight_sharing, fix_centroids, share_weights, train_centroids
+from net.quantization import apply_weight_sharing, codebooks_as_parameters, share_weights
 
 
 def share(weights, bits):
@@ -135,24 +135,23 @@ def shared_layer():
 
 def test_the_gradient_of_a_centroid_is_the_sum_over_its_weights():
     plain, model = shared_layer(), shared_layer()
-    train_centroids(model)
     x = torch.tensor([[1., 2., 3.], [4., 5., 6.]])
-    for net in (plain, model):
-        net(x).square().sum().backward()
+    plain(x).square().sum().backward()
     gradient = plain[0].weight.grad
-    centroids = model[0].parametrizations.weight.original
-    assert centroids.tolist() == [-1, 0.5]
-    assert torch.allclose(centroids.grad, torch.stack([gradient[0, 2], gradient[0, 0] + gradient[1, :2].sum()]))
+    with codebooks_as_parameters(model):
+        model(x).square().sum().backward()
+        centroids = model[0].parametrizations.weight.original
+        assert centroids.tolist() == [-1, 0.5]
+        assert torch.allclose(centroids.grad, torch.stack([gradient[0, 2], gradient[0, 0] + gradient[1, :2].sum()]))
 
 
 def test_trained_centroids_become_plain_weights_that_still_share_values():
     model = shared_layer()
     weight = model[0].weight
-    train_centroids(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(torch.tensor([[1., 2., 3.]])).sum().backward()
-    optimizer.step()
-    fix_centroids(model)
+    with codebooks_as_parameters(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.tensor([[1., 2., 3.]])).sum().backward()
+        optimizer.step()
     assert type(model[0]) is nn.Linear and model[0].weight is weight
     assert list(model.state_dict()) == ['0.weight', '0.bias']
     assert torch.allclose(model[0].weight, torch.tensor([[0.1, 0., -1.3], [0.1, 0.1, 0.]]))
@@ -164,9 +163,8 @@ def test_centroids_of_an_untrained_model_come_back_bit_for_bit():
     model.prune_by_percentile()
     apply_weight_sharing(model, bits=3)
     before = {name: param.clone() for name, param in model.named_parameters()}
-    train_centroids(model)
-    assert sum(param.numel() for name, param in model.named_parameters() if 'bias' not in name) == 8 * 2**3
-    fix_centroids(model)
+    with codebooks_as_parameters(model):
+        assert sum(param.numel() for name, param in model.named_parameters() if 'bias' not in name) == 8 * 2**3
     assert all(torch.equal(param, before[name]) for name, param in model.named_parameters())
 
 
@@ -184,9 +182,8 @@ def test_training_the_centroids_lowers_the_loss_that_sharing_raised():
     trained = train(100)
     apply_weight_sharing(model, bits=2)
     shared = train(0)
-    train_centroids(model)
-    tuned = train(30)
-    fix_centroids(model)
+    with codebooks_as_parameters(model):
+        tuned = train(30)
     assert trained < tuned < shared
     assert [len(model[i].weight.unique()) for i in (0, 2)] == [4, 4] and train(0) == pytest.approx(tuned)
 
