@@ -16,9 +16,10 @@ def parse_args(argv=None):
     util.add_training_arguments(parser)
     parser.add_argument('--load-model-path', default='saves/model_after_retraining.ptmodel', help='pruned model')
     parser.add_argument('--save-model-path', default='saves/model_after_weight_sharing.ptmodel', help='shared model')
-    parser.add_argument('--bits', type=util.number(int, 1, 8), default=5, help='each layer keeps 2^BITS shared values')
-    parser.add_argument('--fc-bits', type=util.number(int, 1, 8), metavar='BITS',
-                        help='the same for the fully connected layers, where they shall have other BITS')
+    parser.add_argument('--bits', type=util.number(int, 1, 8), default=5,
+                        help='each convolution keeps 2^BITS shared values')
+    parser.add_argument('--fc-bits', type=util.number(int, 1, 8), metavar='BITS', default=2,
+                        help='the same for the fully connected layers, whose few values training makes up for')
     parser.add_argument('--epochs', type=util.number(int, 0), default=6,
                         help='epochs of training the shared values, and the biases')
     parser.add_argument('--lr', type=util.number(float, 0), default=1e-3, help='highest learning rate')
