@@ -159,6 +159,8 @@ def prune_gradually(model, images, args):
     scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # warm-up, then --lr
     for step in range(1, args.prune_steps + 1):
         prune(model, args, step, start)
+        if args.prune_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them
+            remove_dead_weights(model, drop_constants=True)
         if step < args.prune_steps:
             print(f'Pruning step {step}/{args.prune_steps}: {count_alive(model)} parameters alive', flush=True)
             with live_part(model, optimizer):
@@ -178,7 +180,6 @@ def prune(model, args, step, start):
         alive = {name: start[name] / layer.weight.numel() for name, layer in model.named_children()}
         model.prune_by_percentile({name: 100 * fraction_to_keep(alive[name], percent / 100, step, args.prune_steps)
                                    for name, percent in percents.items()})
-    remove_dead_weights(model, drop_constants=True)
 
 
 def main(argv=None):
