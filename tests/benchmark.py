@@ -164,7 +164,8 @@ def benchmark_live_part(n_kept=15_000, batch_size=256, n_steps=10, rounds=3):
     """
     images = random_images(batch_size * n_steps)
     dense, sparse = AlexNet(), AlexNet()
-    seconds(sparse.prune_by_percentile, sparse.layer_adaptive_rates(n_kept))
+    fc_cost = pruning.RECIPES['ranking']['fc_cost']
+    seconds(sparse.prune_by_percentile, sparse.layer_adaptive_rates(n_kept, fc_cost))
     remove_dead_weights(sparse, drop_constants=True)
 
     def train(model):
