@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR
 from tqdm import tqdm
 
 import util
-from net.live import count_alive, live_part, remove_dead_weights
+from net.live import count_alive, live_part, remove_dead_weights, state_like
 from net.models import AlexNet, load_model, save_model
 from net.prune import fraction_to_keep
 
@@ -131,9 +131,8 @@ def pruning_masks(model, optimizer):
     masks = [(param, (param != 0).to(param.dtype)) for param in model.parameters() if (param == 0).any()]
     for param, mask in masks:
         param.data.masked_fill_(mask == 0, 0)  # -0.0 becomes +0.0
-        for history in optimizer.state.get(param, {}).values():
-            if torch.is_tensor(history) and history.shape == param.shape:
-                history.mul_(mask)
+        for history in state_like(param, optimizer.state).values():
+            history.mul_(mask)
     return masks
 
 

@@ -76,21 +76,21 @@ def live_part(model, optimizer=None):
     whole = {}  # parameter -> where its live part lies, all of it, all of its state
     for layer, (inputs, outputs) in zip(model.children(), pairwise(live_units(model)), strict=True):
         for param, index in (layer.weight, (outputs[:, None], inputs)), (layer.bias, outputs):
-            whole[param] = index, param.data, _state_like(param, state)
+            whole[param] = index, param.data, state_like(param, state)
             state.get(param, {}).update({key: value[index] for key, value in whole[param][2].items()})
             param.grad, param.data = None, param.data[index]
     try:
         yield
     finally:
         for param, (index, data, whole_state) in whole.items():
-            for key, value in _state_like(param, state).items():
+            for key, value in state_like(param, state).items():
                 state[param][key] = whole_state.get(key, torch.zeros_like(data))
                 state[param][key][index] = value
             data[index] = param.data
             param.grad, param.data = None, data
 
 
-def _state_like(param, state):
+def state_like(param, state):
     """What the optimizer has for every single value of a parameter, such as Adam's moments: name -> tensor."""
     return {key: value for key, value in state.get(param, {}).items()
             if torch.is_tensor(value) and value.shape == param.shape}
