@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 import util
+from net.compact import compact_from_model, model_from_compact
 from net.huffmancoding import huffman_decode_model, huffman_encode_model
 from net.models import AlexNet, load_model, replace_file, save_model
 
@@ -20,7 +21,14 @@ def parse_args(argv=None):
     parser.add_argument('--load-model-path', default='saves/model_after_weight_sharing.ptmodel', help='shared model')
     parser.add_argument('--student-id', type=student_id, metavar='ID',
                         help='write the files to hand in: ID.ptmodel and ID.zip')
-    return parser.parse_args(argv)
+    compact = parser.add_mutually_exclusive_group()
+    compact.add_argument('--compact', type=util.output_file, metavar='FILE', help='write the model as one small file, too')
+    compact.add_argument('--from-compact', metavar='FILE', help='only decode this small file, to --save-model-path')
+    parser.add_argument('--save-model-path', default='saves/model_from_compact.ptmodel', help='with --from-compact')
+    args = parser.parse_args(argv)
+    if args.from_compact and args.student_id:
+        parser.error('--from-compact only decodes, got --student-id: decode first, then give --load-model-path')
+    return args
 
 
 def student_id(text):
@@ -36,6 +44,24 @@ def check_lossless(model, decoded):
     for name, param in model.named_parameters():
         if not torch.equal(param.data.view(torch.int32), decoded_params[name].data.view(torch.int32)):
             raise ValueError(f'{name} differs after decoding: the encoding is not lossless')
+
+
+def write_compact(model, path):
+    """Write the compact file, which takes its place only after it was read back and found lossless."""
+    with replace_file(path) as file:
+        file.write(compact_from_model(model))
+        file.flush()
+        check_lossless(model, load_compact(file.name))
+    n_bytes, original = Path(path).stat().st_size, sum(4 * param.numel() for param in model.parameters())
+    print(f'{path}: {n_bytes} bytes of {original}, {original / n_bytes:.2f}x, every parameter came back bit for bit')
+
+
+def load_compact(path):
+    """Read an AlexNet from a compact file; OSError or ValueError, naming the file, if it is none."""
+    try:
+        return model_from_compact(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 class Check(NamedTuple):
@@ -84,6 +110,10 @@ def write_submission(model, student_id):
 def main(argv=None):
     args = parse_args(argv)
     device = util.pick_device(args.no_cuda)
+    if args.from_compact:
+        save_model(load_compact(args.from_compact).to(device), args.save_model_path)
+        print(f'Decoded {args.from_compact} to {args.save_model_path}')
+        return
     model = load_model(args.load_model_path, device)
     test_images = util.load_images(args.data, train=False).to(device)
 
@@ -94,6 +124,9 @@ def main(argv=None):
 
     print('--- Accuracy before encoding ---')
     accuracy_before = report('Accuracy_before_encoding', model)
+    if args.compact:
+        print('--- Compact file ---')
+        write_compact(model, args.compact)
     print('--- Start encoding ---')
     huffman_encode_model(model, DIRECTORY, args.log)
     print('--- Start decoding ---')

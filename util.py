@@ -187,7 +187,7 @@ def add_common_arguments(parser):
     parser.add_argument('--data', default='data', help='folder with train/ and test/ images, folder of torchvision\'s '
                         'CIFAR-10 (downloaded if it is not there), or the word digits')
     parser.add_argument('--no-cuda', action='store_true', help='use the CPU even if there is a GPU')
-    parser.add_argument('--log', type=log_file, default='log.txt', help='log file')
+    parser.add_argument('--log', type=output_file, default='log.txt', help='log file')
 
 
 def add_training_arguments(parser):
@@ -221,7 +221,7 @@ def number(kind, low, high=math.inf):
     return parse
 
 
-def log_file(path):
+def output_file(path):
     """An argparse type: a file that can be written to later."""
     if not Path(path).parent.is_dir() or Path(path).is_dir():
         raise argparse.ArgumentTypeError(f'must be a file in an existing folder, got {path}')

@@ -4,7 +4,7 @@ import argparse
 import torch
 
 import util
-from net.live import live_part, remove_dead_weights
+from net.live import live_part, remove_dead_weights, sort_units
 from net.models import load_model, save_model
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
 from pruning import fit
@@ -20,6 +20,12 @@ def parse_args(argv=None):
                         help='each convolution keeps 2^BITS shared values')
     parser.add_argument('--fc-bits', type=util.number(int, 1, 8), metavar='BITS', default=2,
                         help='the same for the fully connected layers, whose few values training makes up for')
+    parser.add_argument('--bias-bits', type=util.number(int, 1, 8), metavar='BITS',
+                        help='share the biases of each layer as well, which the compact file makes use of')
+    parser.add_argument('--sort-units', action='store_true',
+                        help='renumber the hidden units, so that the compact file says shorter where weights lie')
+    parser.add_argument('--bfloat16', action='store_true',
+                        help='round all values to bfloat16 in the end: the compact file takes 16 bits for each')
     parser.add_argument('--epochs', type=util.number(int, 0), default=6,
                         help='epochs of training the shared values, and the biases')
     parser.add_argument('--lr', type=util.number(float, 0), default=1e-3, help='highest learning rate')
@@ -41,12 +47,17 @@ def main(argv=None):
     report('Accuracy_before_quantization')
     print('--- Weight sharing ---')
     remove_dead_weights(model)  # what is dead would not be trained with the rest, and keep values of its own
-    apply_weight_sharing(model, args.bits, args.fc_bits)
+    if args.sort_units:
+        sort_units(model)
+    apply_weight_sharing(model, args.bits, args.fc_bits, args.bias_bits)
     if args.epochs:
         print('--- Training the shared values ---')
         util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
-        with live_part(model), codebooks_as_parameters(model):
+        with live_part(model), codebooks_as_parameters(model, args.bias_bits is not None):
             fit(model, images, args.epochs, args.lr, args, crop=False)
+    if args.bfloat16:
+        for param in model.parameters():
+            param.data = param.data.bfloat16().float()
     save_model(model, args.save_model_path)
     print('--- Accuracy after weight sharing ---')
     report('Accuracy_after_quantization')

@@ -1,6 +1,7 @@
 """Weight sharing: the weights of a layer take the values of a small codebook (Han et al. 2016, section 3)."""
 import warnings
 from contextlib import contextmanager
+from itertools import product
 
 import numpy as np
 import torch
@@ -11,26 +12,32 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 
-def apply_weight_sharing(model, bits=5, fc_bits=None):
+def apply_weight_sharing(model, bits=5, fc_bits=None, bias_bits=None):
     """Replace, in place, every non-zero weight of each layer by one of at most 2^bits centroids; zeros stay zero.
 
-    Fully connected layers (2-D weights) take `fc_bits` instead, if it is given. A layer ends with
-    min(2^bits, distinct non-zero weights) distinct non-zero values. Prints a line per layer.
-    Raises ValueError unless the bits are 1 to 8 and all weights are finite.
+    Fully connected layers (2-D weights) take `fc_bits` instead, if it is given; biases stay as they are, unless
+    `bias_bits` is given. A layer ends with min(2^bits, distinct non-zero weights) distinct non-zero values. Prints a
+    line per layer. Raises ValueError unless the bits are 1 to 8 and what is shared is finite.
     """
     fc_bits = bits if fc_bits is None else fc_bits
-    for value in (bits, fc_bits):
+    for value in (bits, fc_bits, bits if bias_bits is None else bias_bits):
         if not isinstance(value, int) or value not in range(1, 9):
             raise ValueError(f'bits must be 1 to 8, got {value}')
     for name, module in _layers(model):
-        weight = module.weight
-        shared, n_values = share_weights(weight.detach().cpu().numpy(), 2 ** (fc_bits if weight.dim() == 2 else bits))
-        weight.data.copy_(torch.from_numpy(shared))
-        print(f'{name:20} | {str(weight.size()):35} | => Quantize to {n_values} indices')
+        _share(name, module.weight, fc_bits if module.weight.dim() == 2 else bits)
+    if bias_bits is not None:
+        for name, module in _layers(model):
+            _share(f'{name}.bias', module.bias, bias_bits)
 
 
 def _layers(model):
     return [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+
+
+def _share(name, param, bits):
+    shared, n_values = share_weights(param.detach().cpu().numpy(), 2 ** bits)
+    param.data.copy_(torch.from_numpy(shared))
+    print(f'{name:20} | {str(param.size()):35} | => Quantize to {n_values} indices')
 
 
 def share_weights(weights, n_clusters):
@@ -118,15 +125,20 @@ class Codebook(nn.Module):
 
 
 @contextmanager
-def codebooks_as_parameters(model):
-    """Within this context the parameters of the model are the codebooks of its shared weights, and the biases."""
+def codebooks_as_parameters(model, shared_biases=False):
+    """Within this context the parameters of the model are the codebooks of its shared weights, and the biases.
+
+    With `shared_biases` these are codebooks, too.
+    """
     layers = [layer for _, layer in _layers(model)]
-    for layer in layers:
-        parametrize.register_parametrization(layer, 'weight', Codebook(layer.weight.data))
+    names = ['weight', 'bias'] if shared_biases else ['weight']
+    for layer, name in product(layers, names):
+        parametrize.register_parametrization(layer, name, Codebook(getattr(layer, name).data))
     try:
         yield
     finally:
+        for layer, name in product(layers, names):
+            parametrize.remove_parametrizations(layer, name)
+            getattr(layer, name).grad = None  # it was that of the codebook
         for layer in layers:
-            parametrize.remove_parametrizations(layer, 'weight')
-            layer.weight.grad = None  # it was that of the codebook
             layer.register_parameter('bias', layer._parameters.pop('bias'))  # after the weight again

@@ -1,0 +1,268 @@
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from net.compact import (
+    MAGIC,
+    Reader,
+    canonical_words,
+    code_lengths,
+    compact_from_model,
+    model_from_compact,
+    put_number,
+    put_numbers,
+    put_positions,
+    put_set,
+    put_values,
+)
+from net.huffmancoding import pack_bits
+from net.live import sort_units
+from net.models import AlexNet
+from net.quantization import apply_weight_sharing
+
+
+def bits_from(text):
+    return np.frombuffer(text.encode(), np.uint8) - ord('0')
+
+
+def reader_of(text):
+    return Reader(bits_from(text))
+
+
+def bits_of(model):
+    return {name: param.detach().view(torch.int32) for name, param in model.named_parameters()}
+
+
+def check_round_trip(model):
+    before = {name: value.clone() for name, value in bits_of(model).items()}
+    data = compact_from_model(model)
+    after = bits_of(model_from_compact(data))
+    assert all(torch.equal(before[name], value) for name, value in bits_of(model).items())  # not changed
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    return data
+
+
+def sparse_model(n_kept=100, n_classes=10, bits=3):
+    """About `n_kept` weights in each layer and half of the biases, at random; the weights share 2^bits values."""
+    model = AlexNet(n_classes)
+    for layer in model.children():
+        weight = layer.weight.data
+        weight[torch.rand_like(weight) >= n_kept / weight.numel()] = 0
+        layer.bias.data[torch.rand_like(layer.bias) < 0.5] = 0
+    apply_weight_sharing(model, bits)
+    return model
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('n, text', [(0, '1'), (1, '010'), (2, '011'), (3, '00100'), (7, '0001000'), (8, '0001001')])
+def test_a_number_is_a_gamma_code(n, text):
+    assert put_number(n) == text and reader_of(text).number() == n
+
+
+def test_canonical_words_by_hand():
+    assert canonical_words([2, 1, 3, 3]) == ['10', '0', '110', '111']
+    assert canonical_words([0, 1, 0]) == ['', '0', '']
+
+
+@pytest.mark.parametrize('counts, lengths', [
+    ([5], [1]), ([0, 7, 0], [0, 1, 0]), ([3, 3], [1, 1]), ([8, 4, 2, 1, 0], [1, 2, 3, 3, 0])])
+def test_lengths_of_code_words_by_hand(counts, lengths):
+    assert code_lengths(counts) == lengths
+
+
+@pytest.mark.parametrize('lengths, message', [
+    ([1, 1, 1], 'more code words'), ([2, 1, 2, 2], 'more code words'), ([65, 1], '65 bits, expected at most 64')])
+def test_lengths_that_no_prefix_code_has_are_refused(lengths, message):
+    with pytest.raises(ValueError, match=message):
+        canonical_words(lengths)
+
+
+def test_numbers_by_hand():
+    """1, 1, 5, 2: two numbers with no bit after the first, one with one, one with two; so m = 3, lengths 1, 2, 2."""
+    text = '00100' + '010' + '011' + '011' + '0' + '0' + '11' + '10' + '01' + '0'
+    assert put_numbers(np.array([1, 1, 5, 2])) == text
+    assert reader_of(text).numbers(4).tolist() == [1, 1, 5, 2]
+
+
+@pytest.mark.parametrize('reason, positions, n', [
+    ('none', [], 10), ('none of nothing', [], 0), ('the first', [0], 10), ('the last', [9], 10),
+    ('the only one', [0], 1), ('all', range(10), 10), ('two far apart', [0, 2**24 - 1], 2**24),
+    ('gaps of many lengths', [2**k - 2 for k in range(1, 15)], 2**14)])
+def test_sets_come_back(reason, positions, n):
+    reader = reader_of(put_set(np.array(positions, dtype=np.int64)))
+    assert reader.set(n).tolist() == list(positions), reason
+    reader.finish()
+
+
+@given(st.sets(st.integers(0, 5000)), st.integers(0, 40))
+def test_any_set_comes_back(positions, spare):
+    reader = reader_of(put_set(np.array(sorted(positions), dtype=np.int64)))
+    assert reader.set(max(positions, default=0) + 1 + spare).tolist() == sorted(positions)
+
+
+def test_positions_stay_close_to_their_entropy():
+    """Gap codes lose least where gaps are long, as in a pruned network."""
+    for density, excess in [(0.1, 1.06), (0.01, 1.03), (0.001, 1.03)]:
+        n = int(4000 / density)
+        positions = np.flatnonzero(np.random.default_rng(0).random(n) < density)
+        entropy = n * -(density * np.log2(density) + (1 - density) * np.log2(1 - density))
+        assert entropy < len(put_set(positions)) < excess * entropy
+
+
+@pytest.mark.parametrize('reason, values, codebook', [
+    ('none', [], False), ('one', [1.5], False), ('one many times', [1.5] * 9, True),
+    ('both zeros', [0.0, -0.0, 0.0, 0.0], True), ('skewed', [2.1] * 50 + [-1.0] * 9 + [3.0], True),
+    ('all distinct', [1, 2, 3], False), ('256 values', [*range(256)] * 2, True),
+    ('more than a codebook holds', [*range(257)] * 2, False), ('extremes', [3.4e38, -3.4e38, 1e-45] * 2, True)])
+def test_values_come_back_bit_for_bit(reason, values, codebook):
+    values = np.array(values, dtype=np.float32).view(np.uint32)
+    text = put_values(values)
+    reader = reader_of(text)
+    assert np.array_equal(reader.values(len(values)), values), reason
+    reader.finish()
+    assert reader_of(text[1:]).number() == (len(np.unique(values)) if codebook else 0)
+
+
+def test_bfloat16_values_take_half_of_the_bits():
+    halves, wholes = np.array([1.5, -2, 0.25], np.float32), np.array([1.5, -2, 0.1], np.float32)
+    assert len(put_values(wholes.view(np.uint32))) - len(put_values(halves.view(np.uint32))) == 3 * 16
+
+
+@pytest.mark.parametrize('way, alive', [
+    (0, [[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]),
+    (1, [[0, 1, 0, 1], [0, 1, 0, 1], [0, 1, 0, 0], [0, 1, 0, 0]]),
+    (2, np.eye(60)),
+    (2, np.vstack([np.eye(60), np.zeros((3, 60))])),
+    (0, np.zeros((0, 3))), (0, np.zeros((3, 0))), (0, np.zeros((4, 4)))])
+def test_positions_are_given_in_the_shortest_way(way, alive):
+    alive = np.array(alive, dtype=bool)
+    reader = reader_of(put_positions(alive))
+    assert reader_of(reader.text).number() == way
+    assert np.array_equal(reader.alive(*alive.shape), alive)
+    reader.finish()
+
+
+@given(st.integers(0, 5), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_any_sorted_rows_come_back(n_rows, n_columns, random):
+    alive = np.array([[random.random() < 0.2 for _ in range(n_columns)] for _ in range(n_rows)], bool)
+    alive = alive.reshape(n_rows, n_columns)
+    first = np.where(alive.any(1), alive.argmax(1), n_columns)
+    alive = alive[np.argsort(first, kind='stable')]
+    reader = reader_of(put_positions(alive))
+    assert np.array_equal(reader.alive(n_rows, n_columns), alive)
+    reader.finish()
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+def test_a_model_of_nothing_but_zeros_comes_back():
+    model = sparse_model()
+    for param in model.parameters():
+        param.data.zero_()
+    assert len(check_round_trip(model)) < 50
+
+
+@pytest.mark.parametrize('n_kept, n_classes, bits', [(0, 10, 5), (1, 10, 5), (100, 10, 3), (100, 1, 5), (3000, 7, 8)])
+def test_models_come_back_bit_for_bit(n_kept, n_classes, bits):
+    check_round_trip(sparse_model(n_kept, n_classes, bits))
+
+
+def test_negative_zeros_come_back():
+    model = sparse_model()
+    model.fc2.weight.data[77, 99] = -0.0
+    model.conv3.bias.data[5] = -0.0
+    check_round_trip(model)
+
+
+def test_sorted_units_shared_biases_and_bfloat16_make_the_file_smaller():
+    model, sizes = sparse_model(n_kept=300), []
+    for layer in model.children():
+        layer.bias.data[(layer.weight == 0).flatten(1).all(1)] = 0
+    sizes.append(len(check_round_trip(model)))
+    sort_units(model)
+    sizes.append(len(check_round_trip(model)))
+    apply_weight_sharing(model, bits=8, bias_bits=3)  # the weights have fewer values already
+    sizes.append(len(check_round_trip(model)))
+    for param in model.parameters():
+        param.data = param.data.bfloat16().float()
+    sizes.append(len(check_round_trip(model)))
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.6 * sizes[0]
+
+
+def test_weights_that_are_not_shared_are_refused():
+    model = sparse_model(n_kept=1000)
+    model.conv4.weight.data[0, :257, 0, 0] = torch.rand(257)
+    with pytest.raises(ValueError, match=r'conv4 has \d+ distinct weights, expected at most 256: share them first'):
+        compact_from_model(model)
+
+
+@pytest.mark.parametrize('parameter', ['conv1.weight', 'fc3.bias'])
+def test_values_that_are_not_finite_are_refused(parameter):
+    model = sparse_model()
+    model.get_parameter(parameter).data.view(-1)[3] = float('nan')
+    with pytest.raises(ValueError, match=f'{parameter[:-5].rstrip("w.")} holds values that are not finite'):
+        compact_from_model(model)
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def data():
+    torch.manual_seed(0)
+    return compact_from_model(sparse_model())
+
+
+def sealed(data):
+    """With the CRC-32 that belongs to it: what a file says that is wrong on purpose."""
+    return data + zlib.crc32(data).to_bytes(4, 'big')
+
+
+WIDTHS = ''.join(map(put_number, [64, 192, 384, 256, 256, 4096, 4096, 10]))
+
+
+def file_of(text):
+    return sealed(MAGIC + b'\x01' + pack_bits(bits_from(text)))
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda data: b'', "starts with b'', expected b'DCAN'"),
+    (lambda data: b'PK' + data[2:], "starts with b'PKAN'"),
+    (lambda data: data[:4], 'version missing'),
+    (lambda data: data[:4] + b'\x02' + data[5:], 'version 02 of the compact format, expected 01'),
+    (lambda data: data[:8], 'CRC-32'),
+    (lambda data: data[:-1], 'CRC-32'),
+    (lambda data: data + b'x', 'CRC-32'),
+    (lambda data: sealed(data[:5]), 'bad header'),
+    (lambda data: sealed(data[:-8]), 'bits'),
+    (lambda data: sealed(data[:-4] + b'\0'), '8 bits after the model|padding'),
+    (lambda data: file_of('000'), 'end inside a number'),
+    (lambda data: file_of('0001'), '4 are expected|are left'),
+    (lambda data: file_of('1' * 8), '0 classes, expected 1 to 10000'),
+    (lambda data: file_of('1' * 7 + put_number(10_001)), '10001 classes, expected 1 to 10000'),
+    (lambda data: file_of('1' * 7 + put_number(10)), r'layers of \[0, 0, .*10\] units, expected \[64, 192, '),
+    (lambda data: file_of(WIDTHS + put_number(65)), '65 positions out of 64'),
+    (lambda data: file_of(WIDTHS + put_number(64) + put_number(33)), 'numbers of up to 33 bits, expected 1 to 32'),
+    (lambda data: file_of(WIDTHS + put_number(64) + put_number(2)), 'end inside a number'),
+    (lambda data: file_of(WIDTHS + put_set(np.array([64]))), 'position 64 of 64'),
+    (lambda data: file_of(WIDTHS + '1' * 7 + put_number(3)), 'way 3 to give positions, expected 0 to 2'),
+    (lambda data: file_of(WIDTHS + '1' * 7 + ('1' * 2 + '01') * 7 + '11' + '0' + put_number(257)), '257 values in a codebook'),
+])
+def test_what_is_no_compact_model_is_refused(data, change, message):
+    with pytest.raises(ValueError, match=message):
+        model_from_compact(change(data))
+
+
+def test_values_in_a_file_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match='not finite'):
+        reader_of('0' + put_number(0) + f'{0x7f800000:032b}').values(1)
+
+
+def test_bits_that_are_no_code_word_are_refused():
+    text = put_number(3) + put_number(1) + put_number(0) + put_number(2) + '11'  # the words are 0 and 10
+    with pytest.raises(ValueError, match='no code word where one is expected'):
+        reader_of(text).numbers(1)
