@@ -22,7 +22,8 @@ def parse_args(argv=None):
     parser.add_argument('--student-id', type=student_id, metavar='ID',
                         help='write the files to hand in: ID.ptmodel and ID.zip')
     compact = parser.add_mutually_exclusive_group()
-    compact.add_argument('--compact', type=util.output_file, metavar='FILE', help='write the model as one small file, too')
+    compact.add_argument('--compact', type=util.output_file, metavar='FILE',
+                         help='write the model as one small file, too')
     compact.add_argument('--from-compact', metavar='FILE', help='only decode this small file, to --save-model-path')
     parser.add_argument('--save-model-path', default='saves/model_from_compact.ptmodel', help='with --from-compact')
     args = parser.parse_args(argv)

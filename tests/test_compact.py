@@ -197,7 +197,7 @@ def test_sorted_units_shared_biases_and_bfloat16_make_the_file_smaller():
 def test_weights_that_are_not_shared_are_refused():
     model = sparse_model(n_kept=1000)
     model.conv4.weight.data[0, :257, 0, 0] = torch.rand(257)
-    with pytest.raises(ValueError, match=r'conv4 has \d+ distinct weights, expected at most 256: share them first'):
+    with pytest.raises(ValueError, match=r'conv4 has \d+ distinct weights, at most 256 can be stored: share them'):
         compact_from_model(model)
 
 

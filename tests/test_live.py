@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from net.live import live_part, live_units, remove_dead_weights
+from net.live import live_part, live_units, remove_dead_weights, sort_units
 from net.models import AlexNet
 from net.quantization import codebooks_as_parameters
 
@@ -167,6 +167,35 @@ OPTIMIZERS = {
     'Adam': lambda params: torch.optim.Adam(params, lr=1e-3, weight_decay=0.01, fused=True),
     'SGD with momentum': lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9),
 }
+
+
+def test_units_are_sorted_by_their_first_weight_and_dead_ones_come_last():
+    model = Chain(([[0., 1.], [2., 3.], [0., 0.], [4., 0.]], [1., 2., 3., 4.]),
+                  ([[5., 6., 7., 0.]], [8.]))
+    sort_units(model)
+    assert model.fc0.weight.tolist() == [[2, 3], [0, 1], [0, 0], [4, 0]]  # the last one is not read
+    assert model.fc0.bias.tolist() == [2, 1, 3, 4]
+    assert model.fc1.weight.tolist() == [[6, 5, 7, 0]] and model.fc1.bias.tolist() == [8]
+
+
+def test_the_first_place_of_a_kernel_comes_first_whatever_the_input():
+    model = nn.Sequential(nn.Conv2d(2, 2, (1, 2)), nn.Conv2d(2, 1, 1))
+    model[0].weight.data = torch.tensor([[[[0., 1.]], [[0., 0.]]], [[[0., 0.]], [[1., 0.]]]])
+    sort_units(model)
+    assert model[0].weight.tolist() == [[[[0, 0]], [[1, 0]]], [[[0, 1]], [[0, 0]]]]
+
+
+def test_sorted_units_compute_the_same_and_are_sorted_already():
+    model = sparse_alexnet(0)
+    remove_dead_weights(model)
+    before, images = copy.deepcopy(model), torch.randn(20, 3, 32, 32)
+    sort_units(model)
+    assert counts(model) == counts(before)
+    assert torch.allclose(model(images), before(images), atol=1e-5)
+    assert all(torch.equal(units, torch.arange(len(units))) for units in live_units(model))
+    once = copy.deepcopy(model)
+    sort_units(model)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), once.parameters(), strict=True))
 
 
 def masked_steps(model, optimizer, batches):

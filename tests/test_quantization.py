@@ -193,3 +193,28 @@ def test_fully_connected_layers_can_have_other_bits(capsys):
     apply_weight_sharing(model, bits=4, fc_bits=2)
     assert [len(model[i].weight.unique()) for i in (0, 2)] == [16, 4]
     assert '=> Quantize to 16 indices' in capsys.readouterr().out
+
+
+def test_biases_are_shared_on_request(capsys):
+    model = nn.Sequential(nn.Linear(2, 40), nn.Linear(40, 1))
+    model[0].bias.data[:10] = 0
+    weights = model[0].weight.clone()
+    apply_weight_sharing(model, bits=8, bias_bits=2)
+    assert len(model[0].bias.unique()) == 5 and not model[0].bias[:10].any()
+    assert torch.equal(model[0].weight, weights)  # it has no more than 2^8 values
+    assert [line.split('|')[0].strip() for line in capsys.readouterr().out.splitlines()] == [
+        '0', '1', '0.bias', '1.bias']
+
+
+@pytest.mark.parametrize('shared', [False, True])
+def test_shared_biases_stay_shared_while_they_are_trained(shared):
+    model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 2))
+    model[1].bias.data.zero_()  # no value at all to train
+    apply_weight_sharing(model, bits=2, bias_bits=1)
+    with codebooks_as_parameters(model, shared):
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        model(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+    assert (len(model[0].bias.unique()) == 2) == shared
+    assert [name for name, _ in model.named_parameters()] == ['0.weight', '0.bias', '1.weight', '1.bias']
+    assert bool(model[1].bias.any()) != shared
