@@ -58,9 +58,11 @@ def write_compact(model, path):
 
 
 def load_compact(path):
-    """Read an AlexNet from a compact file; OSError or ValueError, naming the file, if it is none."""
+    """Read an AlexNet from a compact file; ValueError, naming the file, if it is none."""
     try:
         return model_from_compact(Path(path).read_bytes())
+    except OSError as error:
+        raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from error
 

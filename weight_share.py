@@ -28,6 +28,8 @@ def parse_args(argv=None):
                         help='round all values to bfloat16 in the end: the compact file takes 16 bits for each')
     parser.add_argument('--epochs', type=util.number(int, 0), default=6,
                         help='epochs of training the shared values, and the biases')
+    parser.add_argument('--moving', action='store_true',
+                        help='let a weight move to another shared value of its layer while these are trained')
     parser.add_argument('--lr', type=util.number(float, 0), default=1e-3, help='highest learning rate')
     return parser.parse_args(argv)
 
@@ -53,7 +55,7 @@ def main(argv=None):
     if args.epochs:
         print('--- Training the shared values ---')
         util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
-        with live_part(model), codebooks_as_parameters(model, args.bias_bits is not None):
+        with live_part(model), codebooks_as_parameters(model, args.bias_bits is not None, args.moving):
             fit(model, images, args.epochs, args.lr, args, crop=False)
     if args.bfloat16:
         for param in model.parameters():

@@ -1,7 +1,6 @@
 """Weight sharing: the weights of a layer take the values of a small codebook (Han et al. 2016, section 3)."""
 import warnings
 from contextlib import contextmanager
-from itertools import product
 
 import numpy as np
 import torch
@@ -124,21 +123,43 @@ class Codebook(nn.Module):
         return flat.scatter(0, self.positions, centroids[self.indices]).view(self.shape)
 
 
+class MovingCodebook(Codebook):
+    """The same, but a weight may move to another centroid of its layer while both are trained.
+
+    Each weight has a value of its own, and shares the centroid that is nearest to it. The gradient of a weight is also
+    that of its own value, as if the step to the centroid were not there (the straight-through estimator of Bengio et
+    al. 2013).
+    """
+
+    def right_inverse(self, weight):
+        """The own values of the weights, (n_weights,), and the codebook, (n_values,)."""
+        return weight[weight != 0], super().right_inverse(weight)
+
+    def forward(self, own, centroids):
+        """The weight that these own values and centroids make."""
+        codebook = centroids.sort().values
+        nearest = torch.bucketize(own.detach(), (codebook[:-1] + codebook[1:]).detach() / 2)
+        values = codebook[nearest] + (own - own.detach())
+        return values.new_zeros(self.shape.numel()).scatter(0, self.positions, values).view(self.shape)
+
+
 @contextmanager
-def codebooks_as_parameters(model, shared_biases=False):
+def codebooks_as_parameters(model, shared_biases=False, moving=False):
     """Within this context the parameters of the model are the codebooks of its shared weights, and the biases.
 
-    With `shared_biases` these are codebooks, too.
+    With `shared_biases` these are codebooks, too; with `moving`, see `MovingCodebook`.
     """
-    layers = [layer for _, layer in _layers(model)]
     names = ['weight', 'bias'] if shared_biases else ['weight']
-    for layer, name in product(layers, names):
-        parametrize.register_parametrization(layer, name, Codebook(getattr(layer, name).data))
+    params = [(layer, name, getattr(layer, name)) for name in names for _, layer in _layers(model)]
+    for layer, name, param in params:
+        parametrize.register_parametrization(layer, name, (MovingCodebook if moving else Codebook)(param.data))
     try:
         yield
     finally:
-        for layer, name in product(layers, names):
+        for layer, name, param in params:  # back to the very same parameters
+            value = getattr(layer, name).detach()
             parametrize.remove_parametrizations(layer, name)
-            getattr(layer, name).grad = None  # it was that of the codebook
-        for layer in layers:
+            param.data, param.grad = value, None
+            setattr(layer, name, param)
+        for _, layer in _layers(model):
             layer.register_parameter('bias', layer._parameters.pop('bias'))  # after the weight again

@@ -1,5 +1,6 @@
 import copy
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -256,7 +257,8 @@ def test_gradients_of_the_live_part_are_those_of_the_whole_network():
             assert torch.allclose(layer.weight.grad, expected, atol=1e-5, rtol=1e-4) and expected.abs().sum() > 0
 
 
-@pytest.mark.parametrize('inner', [nullcontext, codebooks_as_parameters], ids=['weights', 'codebooks'])
+@pytest.mark.parametrize('inner', [nullcontext, codebooks_as_parameters, partial(codebooks_as_parameters, moving=True)],
+                         ids=['weights', 'codebooks', 'moving codebooks'])
 def test_an_interrupted_training_leaves_the_whole_network_with_what_it_has_learned(inner):
     model = Chain(([[1., 2.], [3., 4.]], [5., 6.]), ([[7., 0.], [9., 0.]], [8., 1.]))  # unit 1 of fc0 is dead
     optimizer = torch.optim.Adam(model.parameters())

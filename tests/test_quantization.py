@@ -145,14 +145,15 @@ def test_the_gradient_of_a_centroid_is_the_sum_over_its_weights():
         assert torch.allclose(centroids.grad, torch.stack([gradient[0, 2], gradient[0, 0] + gradient[1, :2].sum()]))
 
 
-def test_trained_centroids_become_plain_weights_that_still_share_values():
+@pytest.mark.parametrize('moving', [False, True])
+def test_trained_centroids_become_plain_weights_that_still_share_values(moving):
     model = shared_layer()
-    weight = model[0].weight
-    with codebooks_as_parameters(model):
+    weight, bias = model[0].weight, model[0].bias
+    with codebooks_as_parameters(model, shared_biases=True, moving=moving):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         model(torch.tensor([[1., 2., 3.]])).sum().backward()
         optimizer.step()
-    assert type(model[0]) is nn.Linear and model[0].weight is weight
+    assert type(model[0]) is nn.Linear and model[0].weight is weight and model[0].bias is bias
     assert list(model.state_dict()) == ['0.weight', '0.bias']
     assert torch.allclose(model[0].weight, torch.tensor([[0.1, 0., -1.3], [0.1, 0.1, 0.]]))
     assert not model[0].weight[model[0].weight == 0].signbit().any()
@@ -186,6 +187,37 @@ def test_training_the_centroids_lowers_the_loss_that_sharing_raised():
         tuned = train(30)
     assert trained < tuned < shared
     assert [len(model[i].weight.unique()) for i in (0, 2)] == [4, 4] and train(0) == pytest.approx(tuned)
+
+
+def test_a_weight_can_move_to_another_centroid():
+    model = nn.Sequential(nn.Linear(4, 1, bias=False))
+    model[0].weight.data = torch.tensor([[1., 1., 0., -1.]])
+    model[0].bias = nn.Parameter(torch.zeros(1))
+    with codebooks_as_parameters(model, moving=True):
+        own, centroids = model[0].parametrizations.weight.original0, model[0].parametrizations.weight.original1
+        assert own.tolist() == [1, 1, -1] and centroids.tolist() == [-1, 1]
+        own.data[1] = -0.2
+        assert model[0].weight.tolist() == [[1, -1, 0, -1]]
+        (model[0].weight * torch.tensor([[1., 10., 100., 1000.]])).sum().backward()
+        assert own.grad.tolist() == [1, 10, 1000] and centroids.grad.tolist() == [1010, 1]
+    assert model[0].weight.tolist() == [[1, -1, 0, -1]]
+
+
+@pytest.mark.parametrize('moving', [False, True])
+def test_training_keeps_what_is_shared_at_the_number_of_centroids(moving):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 2))
+    apply_weight_sharing(model, bits=2, bias_bits=1)
+    with codebooks_as_parameters(model, shared_biases=True, moving=moving):
+        before = model[0].weight.detach()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+        for _ in range(10):
+            optimizer.zero_grad()
+            F.cross_entropy(model(torch.randn(50, 20)), torch.randint(2, (50,))).backward()
+            optimizer.step()
+        groups = {(a, b) for a, b in zip(before.flatten().tolist(), model[0].weight.flatten().tolist(), strict=True)}
+    assert (len(groups) > 4) == moving
+    assert [len(param.unique()) for param in model.parameters()] == [4, 2, 4, 2]
 
 
 def test_fully_connected_layers_can_have_other_bits(capsys):

@@ -1,5 +1,6 @@
 """The three scripts, in sequence, on digits."""
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -133,6 +134,57 @@ def test_other_bits_are_shared_but_fail_the_graders_count(finished, capsys):
         huffman_coding.main([*DIGITS, '--load-model-path', 'two-bits.ptmodel', '--student-id', 'x1'])
     assert '| 5, 5, 5, 5, 5' in capsys.readouterr().out
     assert Path('x1.ptmodel').exists() and Path('x1.zip').exists()
+
+
+def test_the_compact_file_holds_the_same_model_and_is_far_smaller(finished, capsys):
+    pruned = str(finished[0] / 'saves/model_after_retraining.ptmodel')
+    weight_share.main([*DIGITS, '--bits', '3', '--bias-bits', '2', '--sort-units', '--bfloat16', '--moving', '--epochs',
+                       '1', '--load-model-path', pruned, '--save-model-path', 'three-bits.ptmodel'])
+    huffman_coding.main([*DIGITS, '--load-model-path', 'three-bits.ptmodel', '--compact', 'digits.dcan'])
+    n_bytes = Path('digits.dcan').stat().st_size
+    assert (f'digits.dcan: {n_bytes} bytes of 81378600, {81378600 / n_bytes:.2f}x, '
+            'every parameter came back bit for bit') in capsys.readouterr().out
+    assert n_bytes < sum(path.stat().st_size for path in Path('encodings').iterdir())
+    huffman_coding.main(['--from-compact', 'digits.dcan', '--save-model-path', 'again.ptmodel'])
+    models = [load_model(f'{name}.ptmodel') for name in ('three-bits', 'again')]
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
+    assert max(len(param.unique()) for param in models[1].parameters() if param.dim() > 1) <= 9
+
+
+def test_a_model_that_is_not_shared_gets_no_compact_file(finished):
+    Path('old.dcan').write_text('stays')
+    with pytest.raises(ValueError, match='^conv1 has .* distinct weights, at most 256 can be stored: share them$'):
+        huffman_coding.main([*DIGITS, '--load-model-path', str(finished[0] / 'saves/model_after_retraining.ptmodel'),
+                             '--compact', 'old.dcan'])
+    assert sorted(os.listdir()) == ['log.txt', 'old.dcan'] and Path('old.dcan').read_text() == 'stays'
+
+
+def test_a_compact_file_that_loses_something_does_not_take_its_place(monkeypatch):
+    model = AlexNet()
+    for param in model.parameters():
+        param.data.zero_()
+    data = huffman_coding.compact_from_model(model)
+    model.conv1.bias.data[3] = 1.5
+    monkeypatch.setattr(huffman_coding, 'compact_from_model', lambda model: data)
+    with pytest.raises(ValueError, match='conv1.bias differs after decoding'):
+        huffman_coding.write_compact(model, 'lossy.dcan')
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize('data, message', [
+    (b'PK', "not a compact model: it starts with b'PK'"), (None, 'cannot be read (No such file')])
+def test_what_is_no_compact_file_ends_in_one_line(data, message):
+    if data is not None:
+        Path('x.dcan').write_bytes(data)
+    with pytest.raises(SystemExit, match=f'^error: x.dcan: {re.escape(message)}'):
+        util.run(lambda: huffman_coding.main(['--from-compact', 'x.dcan']))
+    assert not Path('saves').exists()
+
+
+def test_decoding_a_compact_file_hands_nothing_in(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        huffman_coding.parse_args(['--from-compact', 'x.dcan', '--student-id', 'x1'])
+    assert stopped.value.code == 2 and '--from-compact only decodes, got --student-id' in capsys.readouterr().err
 
 
 def test_a_decode_that_differs_is_a_loud_failure(finished, monkeypatch):
