@@ -66,7 +66,7 @@ def compact_from_model(model):
             raise ValueError(f'{name} holds values that are not finite')
         n_distinct = len(np.unique(weights))
         if n_distinct > MAX_SHARED:
-            raise ValueError(f'{name} has {n_distinct} distinct weights, at most {MAX_SHARED} can be stored: share them')
+            raise ValueError(f'{name} has {n_distinct} distinct weights, at most {MAX_SHARED} can be kept: share them')
         text += put_positions(matrix != 0) + put_values(weights) + put_values(biases)
     data = MAGIC + bytes([VERSION]) + pack_bits(np.frombuffer(text.encode(), np.uint8) - ord('0'))
     return data + zlib.crc32(data).to_bytes(4, 'big')

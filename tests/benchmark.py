@@ -2,10 +2,14 @@
 
     python tests/benchmark.py [--model saves/model_after_weight_sharing.ptmodel]
 
-Without a model, a random AlexNet is pruned at the paper's rates and shared at 5 bits.
+Without a model, a random AlexNet is pruned at the paper's rates and shared at 5 bits. The sizes are always those of the
+model in `tests/data/alexnet-cifar10.dcan`.
 """
 import argparse
 import io
+import lzma
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from bitarray import bitarray, decodetree
 from bitarray.util import huffman_code
+from scipy.sparse import csr_matrix
+from scipy.special import gammaln
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -26,9 +32,12 @@ import plain_coder  # noqa: E402
 import pruning  # noqa: E402
 import util  # noqa: E402
 from net import huffmancoding  # noqa: E402
+from net.compact import code_lengths, compact_from_model, model_from_compact  # noqa: E402
 from net.live import live_part, remove_dead_weights  # noqa: E402
 from net.models import AlexNet, load_model  # noqa: E402
 from net.quantization import apply_weight_sharing  # noqa: E402
+
+COMPACT = Path(__file__).parent / 'data' / 'alexnet-cifar10.dcan'
 
 
 def seconds(function, *args):
@@ -84,6 +93,100 @@ def benchmark_model(model):
     encode, decode, plain_encode, plain_decode = np.min(times, axis=0)
     for verb, ours, baseline in [('encode', encode, plain_encode), ('decode', decode, plain_decode)]:
         print(f'{verb} the model: {ours:.2f} s, scaffold\'s algorithm {baseline:.1f} s: {baseline / ours:.1f}x')
+
+
+# ---- the compact file against others ---------------------------------------------------------------------------------
+
+def nonzeros(model):
+    """(is convolution, number of places, positions, values) of each parameter."""
+    for layer in model.children():
+        for param in (layer.weight, layer.bias):
+            values = param.detach().numpy().ravel()
+            positions = np.flatnonzero(values)
+            yield layer.weight.dim() == 4, len(values), positions, values[positions]
+
+
+def homework_bytes(model):
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        return huffmancoding.huffman_encode_model(model, f'{folder}/encodings', f'{folder}/log.txt')[1]
+
+
+def csr_bytes(model):
+    arrays = {}
+    for name, param in model.named_parameters():
+        matrix = csr_matrix(param.detach().numpy().reshape(len(param), -1))
+        arrays |= {f'{name}.{part}': getattr(matrix, part) for part in ('data', 'indices', 'indptr')}
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return len(file.getvalue())
+
+
+def huffman_bits(symbols):
+    counts = np.unique(symbols, return_counts=True)[1]
+    return int(counts @ code_lengths(counts.tolist()))
+
+
+def paper_bytes(model):
+    """Gaps of at most 2^8 places (convolutions) or 2^5, longer ones bridged by filler zeros, Huffman-coded like the
+    values (Han et al. 2016, sections 2 and 4); 32 bits for each distinct value, no room for the codes themselves.
+    """
+    n_bits = 0
+    for is_conv, _, positions, values in nonzeros(model):
+        longest = 2 ** (8 if is_conv else 5)
+        gaps = np.diff(positions, prepend=-1)
+        n_fillers = (gaps - 1) // longest
+        n_bits += 32 * len(np.unique(values))
+        n_bits += huffman_bits(np.append(gaps - longest * n_fillers, np.full(n_fillers.sum(), longest)))
+        n_bits += huffman_bits(np.append(values, np.zeros(n_fillers.sum())))
+    return n_bits // 8
+
+
+def entropy_bytes(model):
+    """log2 of the ways to choose the positions, and the entropy of the values, of each parameter; without codebooks."""
+    n_bits = 0
+    for _, n, positions, values in nonzeros(model):
+        k = len(positions)
+        n_bits += (gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)) / np.log(2)
+        counts = np.unique(values, return_counts=True)[1]
+        n_bits -= (counts * np.log2(counts / k)).sum()
+    return int(n_bits / 8)
+
+
+def nncodec_bytes(model):
+    """Bytes and largest error of the package `nncodec` (ISO/IEC 15938-17), if it is installed, else None."""
+    try:
+        from nncodec.nn import decode, encode
+    except ImportError:
+        return None
+    params = {name: param.detach().numpy().copy() for name, param in model.named_parameters()}
+    with redirect_stdout(io.StringIO()):
+        data = encode(params, args={'approx_method': 'codebook', 'use_dq': False, 'verbose': False})
+        decoded = decode(data)
+    return len(data), max(np.abs(decoded[name] - value).max() for name, value in params.items())
+
+
+def benchmark_compact(model):
+    """The bytes of one and the same model as others write it, and the times of the compact file."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    ptmodel = file.getvalue()
+    raw = b''.join(positions.astype('<u4').tobytes() + values.tobytes() for _, _, positions, values in nonzeros(model))
+    data = compact_from_model(model)
+    rows = [('.ptmodel', len(ptmodel)), ('the homework\'s layout', homework_bytes(model))]
+    for name, content in [('.ptmodel', ptmodel), ('raw positions and values', raw)]:
+        rows.append((f'xz -9e of {name}', len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME))))
+        if shutil.which('zstd'):
+            zstd = subprocess.run(['zstd', '-19', '-c'], input=content, capture_output=True, check=True)
+            rows.append((f'zstd -19 of {name}', len(zstd.stdout)))
+    rows += [('savez_compressed of CSR arrays', csr_bytes(model)), ('gap coding of the paper', paper_bytes(model))]
+    nncodec = nncodec_bytes(model)
+    if nncodec:
+        rows.append((f'nncodec, codebook mode, error {nncodec[1]:.1e}', nncodec[0]))
+    rows += [('entropy of positions and values', entropy_bytes(model)), ('compact file', len(data))]
+    for name, n_bytes in rows:
+        print(f'{name:45} {n_bytes:10} bytes {n_bytes / len(data):9.2f} times the compact file')
+    print(f'compact file: written in {best_of(5, compact_from_model, model):.3f} s, '
+          f'read in {best_of(5, model_from_compact, data):.3f} s')
 
 
 # ---- one stream against bitarray -------------------------------------------------------------------------------------
@@ -192,6 +295,8 @@ def main():
     benchmark_model(model)
     benchmark_stream('fc2 data', fc2[rows, columns])
     benchmark_stream('fc2 indices', rows.astype(np.int32))
+    print('--- The compact file ---')
+    benchmark_compact(model_from_compact(COMPACT.read_bytes()))
     print('--- A training step ---')
     for pruned in (False, True):
         benchmark_step(pruned)

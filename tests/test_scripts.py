@@ -153,7 +153,7 @@ def test_the_compact_file_holds_the_same_model_and_is_far_smaller(finished, caps
 
 def test_a_model_that_is_not_shared_gets_no_compact_file(finished):
     Path('old.dcan').write_text('stays')
-    with pytest.raises(ValueError, match='^conv1 has .* distinct weights, at most 256 can be stored: share them$'):
+    with pytest.raises(ValueError, match='^conv1 has .* distinct weights, at most 256 can be kept: share them$'):
         huffman_coding.main([*DIGITS, '--load-model-path', str(finished[0] / 'saves/model_after_retraining.ptmodel'),
                              '--compact', 'old.dcan'])
     assert sorted(os.listdir()) == ['log.txt', 'old.dcan'] and Path('old.dcan').read_text() == 'stays'
