@@ -24,10 +24,12 @@ def parse_args(argv=None):
     compact = parser.add_mutually_exclusive_group()
     compact.add_argument('--compact', type=util.output_file, metavar='FILE',
                          help='write the model as one small file, too')
-    compact.add_argument('--from-compact', metavar='FILE', help='only decode this small file, to --save-model-path')
-    parser.add_argument('--save-model-path', default='saves/model_from_compact.ptmodel', help='with --from-compact')
+    compact.add_argument('--from-compact', metavar='FILE', help='only decode this small file')
+    parser.add_argument('--save-model-path', metavar='FILE', help='where --from-compact writes the model')
     args = parser.parse_args(argv)
-    if args.from_compact and args.student_id:
+    if (args.from_compact is None) != (args.save_model_path is None):
+        parser.error('--from-compact and --save-model-path go together, got only one of them')
+    if args.from_compact is not None and args.student_id:
         parser.error('--from-compact only decodes, got --student-id: decode first, then give --load-model-path')
     return args
 
@@ -52,7 +54,7 @@ def write_compact(model, path):
     with replace_file(path) as file:
         file.write(compact_from_model(model))
         file.flush()
-        check_lossless(model, load_compact(file.name))
+        check_lossless(model, load_compact(file.name).to(next(model.parameters()).device))
     n_bytes, original = Path(path).stat().st_size, sum(4 * param.numel() for param in model.parameters())
     print(f'{path}: {n_bytes} bytes of {original}, {original / n_bytes:.2f}x, every parameter came back bit for bit')
 
@@ -113,7 +115,7 @@ def write_submission(model, student_id):
 def main(argv=None):
     args = parse_args(argv)
     device = util.pick_device(args.no_cuda)
-    if args.from_compact:
+    if args.from_compact is not None:
         save_model(load_compact(args.from_compact).to(device), args.save_model_path)
         print(f'Decoded {args.from_compact} to {args.save_model_path}')
         return

@@ -8,13 +8,14 @@
 The bits, most significant first, are made of
 
     number     n >= 0 as Elias's gamma code of n + 1: as many zeros as n + 1 has bits after its first, then n + 1
-    code       a canonical Huffman code of m symbols: the number m, and if m > 1 the length of each code word, a number
-    numbers    of known count, each at least 1: a code whose symbols are the number of bits after the first 1, the code
-               word of each number, then all these bits; nothing if the count is 0
+    code       a canonical Huffman code of m symbols, m known: the length of each code word, a number, 0 if it has none;
+               words are numbered upwards by length, then by symbol. If m = 1: nothing, and its words are empty
+    numbers    of known count, each at least 1: nothing if the count is 0; else the number m; a code of m symbols, the
+               number of bits after the first 1; the code word of each number; then all these bits
     set        ascending positions: the number k of them, then k numbers, the gaps between them, the first from -1
     values     float32, of known count: a bit, 1 if the lower 16 bits of all are zero and left out (bfloat16); the
-               number of distinct values; these, ascending as integers; a code; the code word of each value. If 0
-               distinct values are announced, the values themselves follow, without a code
+               number of distinct values, 256 at most; these, ascending as integers; a code of these; the code word
+               of each value. If 0 distinct values are announced, the values themselves follow, without a code
 
 and hold, in this order: the number of units of each layer; for each layer but the last the set of its live units; for
 each layer its weights between live units, and the values of the live units' biases. Live is a unit that has a weight
@@ -25,9 +26,10 @@ The weights of a layer are a matrix with a row for each output and a column for 
 inputs of the first place first. Its non-zeros are given by the number 0 and the set of their positions row by row, by
 1 and the same column by column, or, if the first non-zero of no row is left of that of a row above, by 2 and three
 lists of numbers: how many each row has, plus 1; by how many columns the first one of each row that has any is right of
-that of the row above, plus 1; and the gaps of the others from the one before. Then come their values, row by row.
+that of the last such row (at first, of column 0), plus 1; and the gaps of the others from the one before. Then come
+their values, row by row.
 
-The widths and the kernels must be those of AlexNet; only the number of classes is free.
+The widths and the kernels must be those of AlexNet; only the number of classes is free, 1 to 10,000.
 """
 import zlib
 from itertools import pairwise
@@ -42,7 +44,7 @@ MAGIC, VERSION = b'DCAN', 1
 ROWS, COLUMNS, SORTED_ROWS = range(3)  # how the non-zeros of a matrix are given
 MAX_CLASSES = 10_000
 MAX_SHARED = 256  # distinct values in a codebook
-MAX_BITS = 32  # of a number in a list
+MAX_BITS = 32  # of a number
 MAX_LENGTH = 64  # bits of a code word
 
 
@@ -89,6 +91,8 @@ def model_from_compact(data):
         matrix = np.zeros((len(outputs), kernel.numel() * len(inputs)), np.uint32)
         alive = reader.alive(*matrix.shape)
         matrix[alive] = reader.values(np.count_nonzero(alive))
+        if np.count_nonzero(matrix) < np.count_nonzero(alive):
+            raise ValueError('zeros among the weights that are not zero')
         live = matrix.reshape(len(outputs), kernel.numel(), len(inputs)).swapaxes(1, 2)
         _bits_of(layer.weight)[outputs[:, None], inputs] = live.reshape(len(outputs), len(inputs), *kernel)
         _bits_of(layer.bias)[outputs] = reader.values(len(outputs))
@@ -189,7 +193,7 @@ class Reader:
     """
 
     def __init__(self, bits):
-        self.text = (bits + ord('0')).tobytes().decode()
+        self.text = (bits + ord('0')).tobytes().decode()  # a byte for each bit
         self.position = 0
 
     def bits(self, n):
@@ -202,9 +206,9 @@ class Reader:
             raise ValueError(f'{len(self.text) - self.position} bits are left where {n} are expected')
 
     def number(self):
-        n_zeros = self.text.find('1', self.position) - self.position
+        n_zeros = self.text.find('1', self.position, self.position + MAX_BITS) - self.position
         if n_zeros < 0:
-            raise ValueError('the bits end inside a number')
+            raise ValueError(f'no number of up to {MAX_BITS} bits where one is expected')
         return int(self.bits(2 * n_zeros + 1), 2) - 1
 
     def symbols(self, m, count):
@@ -260,6 +264,8 @@ class Reader:
         values = np.array([int(text[i:i + size], 2) << n_left_out for i in range(0, len(text), size)], np.uint32)
         if not np.isfinite(values.view(np.float32)).all():
             raise ValueError('values that are not finite')
+        if n_distinct and (values[1:] <= values[:-1]).any():
+            raise ValueError('a codebook that is not ascending')
         return values[self.symbols(n_distinct, count)] if n_distinct else values
 
     def alive(self, n_rows, n_columns):
@@ -284,7 +290,7 @@ class Reader:
         is_first = np.diff(rows, prepend=-1) > 0
         steps = np.empty_like(rows)
         steps[is_first], steps[~is_first] = firsts, self.numbers(np.count_nonzero(~is_first))
-        columns = np.cumsum(steps)
+        columns = np.cumsum(steps)  # over all rows; then each row is set right
         columns -= np.repeat(columns[is_first] - firsts, counts[counts > 0])
         if (columns >= n_columns).any():
             raise ValueError(f'column {columns.max()} of {n_columns}')
@@ -300,7 +306,7 @@ class Reader:
 def code_lengths(counts):
     """How often each symbol occurs -> the length of its code word in bits, a list; 0 for those that never do."""
     used = [symbol for symbol, count in enumerate(counts) if count]
-    if len(used) == 1:
+    if len(used) == 1:  # one bit, since 0 means that a symbol has no word
         return [int(count > 0) for count in counts]
     lengths = [0] * len(counts)
     for symbol, word in zip(used, code_words(huffman_tree([counts[symbol] for symbol in used])), strict=True):

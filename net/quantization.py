@@ -19,7 +19,7 @@ def apply_weight_sharing(model, bits=5, fc_bits=None, bias_bits=None):
     line per layer. Raises ValueError unless the bits are 1 to 8 and what is shared is finite.
     """
     fc_bits = bits if fc_bits is None else fc_bits
-    for value in (bits, fc_bits, bits if bias_bits is None else bias_bits):
+    for value in [bits, fc_bits] + ([] if bias_bits is None else [bias_bits]):
         if not isinstance(value, int) or value not in range(1, 9):
             raise ValueError(f'bits must be 1 to 8, got {value}')
     for name, module in _layers(model):
@@ -124,7 +124,7 @@ class Codebook(nn.Module):
 
 
 class MovingCodebook(Codebook):
-    """The same, but a weight may move to another centroid of its layer while both are trained.
+    """A codebook whose weights may move to another of its centroids while both are trained.
 
     Each weight has a value of its own, and shares the centroid that is nearest to it. The gradient of a weight is also
     that of its own value, as if the step to the centroid were not there (the straight-through estimator of Bengio et
@@ -147,7 +147,8 @@ class MovingCodebook(Codebook):
 def codebooks_as_parameters(model, shared_biases=False, moving=False):
     """Within this context the parameters of the model are the codebooks of its shared weights, and the biases.
 
-    With `shared_biases` these are codebooks, too; with `moving`, see `MovingCodebook`.
+    With `shared_biases` these are codebooks, too. With `moving` the weights' own values are parameters as well, see
+    `MovingCodebook`.
     """
     names = ['weight', 'bias'] if shared_biases else ['weight']
     params = [(layer, name, getattr(layer, name)) for name in names for _, layer in _layers(model)]

@@ -164,12 +164,6 @@ def test_the_live_part_is_small_and_computes_the_same():
     assert torch.equal(model(pixels), outputs)
 
 
-OPTIMIZERS = {
-    'Adam': lambda params: torch.optim.Adam(params, lr=1e-3, weight_decay=0.01, fused=True),
-    'SGD with momentum': lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9),
-}
-
-
 def test_units_are_sorted_by_their_first_weight_and_dead_ones_come_last():
     model = Chain(([[0., 1.], [2., 3.], [0., 0.], [4., 0.]], [1., 2., 3., 4.]),
                   ([[5., 6., 7., 0.]], [8.]))
@@ -197,6 +191,12 @@ def test_sorted_units_compute_the_same_and_are_sorted_already():
     once = copy.deepcopy(model)
     sort_units(model)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), once.parameters(), strict=True))
+
+
+OPTIMIZERS = {
+    'Adam': lambda params: torch.optim.Adam(params, lr=1e-3, weight_decay=0.01, fused=True),
+    'SGD with momentum': lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9),
+}
 
 
 def masked_steps(model, optimizer, batches):

@@ -171,20 +171,32 @@ def test_a_compact_file_that_loses_something_does_not_take_its_place(monkeypatch
     assert os.listdir() == []
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_a_model_on_a_gpu_is_compared_with_its_compact_file(finished):
+    huffman_coding.write_compact(load_model(finished[0] / 'saves/model_after_weight_sharing.ptmodel', 'cuda'), 'x.dcan')
+    assert Path('x.dcan').exists()
+
+
 @pytest.mark.parametrize('data, message', [
     (b'PK', "not a compact model: it starts with b'PK'"), (None, 'cannot be read (No such file')])
 def test_what_is_no_compact_file_ends_in_one_line(data, message):
     if data is not None:
         Path('x.dcan').write_bytes(data)
     with pytest.raises(SystemExit, match=f'^error: x.dcan: {re.escape(message)}'):
-        util.run(lambda: huffman_coding.main(['--from-compact', 'x.dcan']))
+        util.run(lambda: huffman_coding.main(['--from-compact', 'x.dcan', '--save-model-path', 'saves/x.ptmodel']))
     assert not Path('saves').exists()
 
 
-def test_decoding_a_compact_file_hands_nothing_in(capsys):
+@pytest.mark.parametrize('flags, message', [
+    (['--from-compact=x', '--save-model-path=y', '--student-id=x1'], '--from-compact only decodes, got --student-id'),
+    (['--from-compact=x'], '--from-compact and --save-model-path go together, got only one of them'),
+    (['--save-model-path=y'], '--from-compact and --save-model-path go together, got only one of them'),
+    (['--from-compact=x', '--save-model-path=y', '--compact=z'], 'not allowed with argument --from-compact'),
+    (['--compact=missing/z'], 'must be a file in an existing folder, got missing/z')])
+def test_flags_that_do_not_go_together_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        huffman_coding.parse_args(['--from-compact', 'x.dcan', '--student-id', 'x1'])
-    assert stopped.value.code == 2 and '--from-compact only decodes, got --student-id' in capsys.readouterr().err
+        huffman_coding.parse_args(flags)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_a_decode_that_differs_is_a_loud_failure(finished, monkeypatch):
