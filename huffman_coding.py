@@ -9,7 +9,7 @@ import torch
 
 import util
 from net.compact import compact_from_model, model_from_compact
-from net.huffmancoding import huffman_decode_model, huffman_encode_model
+from net.huffmancoding import huffman_decode_model, huffman_encode_model, naming
 from net.models import AlexNet, load_model, replace_file, save_model
 
 DIRECTORY = 'encodings/'
@@ -61,12 +61,8 @@ def write_compact(model, path):
 
 def load_compact(path):
     """Read an AlexNet from a compact file; ValueError, naming the file, if it is none."""
-    try:
+    with naming(path):
         return model_from_compact(Path(path).read_bytes())
-    except OSError as error:
-        raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
 
 
 class Check(NamedTuple):

@@ -235,12 +235,12 @@ def huffman_decode(directory, prefix, dtype, count=None):
     if np.dtype(dtype) not in (np.float32, np.int32):
         raise TypeError(f'streams hold float32 or int32, got {dtype}')
     codebook_path, data_path = _stream_paths(directory, prefix)
-    with _naming(codebook_path):
+    with naming(codebook_path):
         tree_bits = unpack_bits(codebook_path.read_bytes())
         preorder, values = decode_tree(tree_bits) if len(tree_bits) else ([], np.empty(0, np.uint32))
         if np.dtype(dtype) == np.int32 and (values > np.iinfo(np.int32).max).any():
             raise ValueError(f'expected values below 2^31, got {values.max()}')
-    with _naming(data_path):
+    with naming(data_path):
         code_bits = unpack_bits(data_path.read_bytes())
         if (len(code_bits) == 0) != (len(values) == 0):
             raise ValueError(f'{len(code_bits)} bits of code, but {len(values)} values in the codebook')
@@ -267,7 +267,7 @@ def _to_uint32(arr):
 
 
 @contextmanager
-def _naming(path):
+def naming(path):
     """Put the name of the file before the message of an error in its contents."""
     try:
         yield
@@ -341,7 +341,7 @@ def dump_bias(param, name, directory):
 def load_bias(param, name, directory):
     """Fill `param`, in place, with the bias that `dump_bias` wrote; ValueError if it has another length."""
     path = Path(directory, name)
-    with _naming(path):
+    with naming(path):
         data = path.read_bytes()
         if len(data) != 4 * param.numel():
             raise ValueError(f'expected {param.numel()} float32 values, got {len(data)} bytes')
@@ -372,17 +372,17 @@ def _decode_sparse(shape, prefix, directory):
     """Read the three lists of a CSR matrix (or of a CSC matrix, transposed) and return it dense, float32."""
     n_rows, n_columns = shape
     diff = huffman_decode(directory, f'{prefix}_indptr', np.int32, n_rows)
-    with _naming(Path(directory, f'{prefix}_indptr.bin')):
+    with naming(Path(directory, f'{prefix}_indptr.bin')):
         if (diff > n_columns).any():
             raise ValueError(f'{diff.max()} non-zeros in a row of {n_columns}')
     n = int(reconstruct_indptr(diff)[-1])
     indices = huffman_decode(directory, f'{prefix}_indices', np.int32, n)
     places = np.repeat(np.arange(n_rows), diff) * n_columns + indices
-    with _naming(Path(directory, f'{prefix}_indices.bin')):
+    with naming(Path(directory, f'{prefix}_indices.bin')):
         if (indices >= n_columns).any() or (np.diff(places) <= 0).any():
             raise ValueError(f'indices must rise within a row and stay below {n_columns}')
     data = huffman_decode(directory, f'{prefix}_data', np.float32, n)
-    with _naming(Path(directory, f'{prefix}_data.bin')):
+    with naming(Path(directory, f'{prefix}_data.bin')):
         if not data.all():
             raise ValueError('holds zeros, expected non-zero weights')
     dense = np.zeros(n_rows * n_columns, np.float32)

@@ -119,8 +119,11 @@ class Codebook(nn.Module):
 
     def forward(self, centroids):
         """The weight that these centroids, (n_values,), make."""
-        flat = centroids.new_zeros(self.shape.numel())
-        return flat.scatter(0, self.positions, centroids[self.indices]).view(self.shape)
+        return self.place(centroids[self.indices])
+
+    def place(self, values):
+        """The weight with these values, (n_weights,), where it is not zero."""
+        return values.new_zeros(self.shape.numel()).scatter(0, self.positions, values).view(self.shape)
 
 
 class MovingCodebook(Codebook):
@@ -139,8 +142,7 @@ class MovingCodebook(Codebook):
         """The weight that these own values and centroids make."""
         codebook = centroids.sort().values
         nearest = torch.bucketize(own.detach(), (codebook[:-1] + codebook[1:]).detach() / 2)
-        values = codebook[nearest] + (own - own.detach())
-        return values.new_zeros(self.shape.numel()).scatter(0, self.positions, values).view(self.shape)
+        return self.place(codebook[nearest] + (own - own.detach()))
 
 
 @contextmanager

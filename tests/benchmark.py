@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +170,7 @@ def nncodec_bytes(model):
     except ImportError:
         return None
     params = {name: param.detach().numpy().copy() for name, param in model.named_parameters()}
-    with redirect_stdout(io.StringIO()):
+    with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder, chdir(folder):  # it leaves a file
         data = encode(params, args={'approx_method': 'codebook', 'use_dq': False, 'verbose': False})
         decoded = decode(data)
     return len(data), max(np.abs(decoded[name] - value).max() for name, value in params.items())
