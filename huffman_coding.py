@@ -16,7 +16,7 @@ DIRECTORY = 'encodings/'
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = util.Parser(__doc__)
     util.add_common_arguments(parser)
     parser.add_argument('--load-model-path', default='saves/model_after_weight_sharing.ptmodel', help='shared model')
     parser.add_argument('--student-id', type=student_id, metavar='ID',

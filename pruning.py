@@ -4,12 +4,14 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR
 from tqdm import tqdm
 
 import util
+from net.checkpoint import PATH, Checkpoint
 from net.live import count_alive, live_part, remove_dead_weights, state_like
 from net.models import AlexNet, load_model, save_model
 from net.prune import fraction_to_keep
@@ -24,9 +26,32 @@ RECIPES = {
               'retrain_epochs': 12, 'retrain_lr': 1e-3, 'crop': 'always'},
 }
 
+SCANNED_PERCENTS = 100, 80, 60, 40, 30, 20, 10, 5, 2  # of the weights kept, for the figure of the sensitivity
+PHASES = 'initial training', 'pruning', 'retraining'
+
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = make_parser()
+    given = parser.parse_args(argv)
+    prune = getattr(given, 'prune', 'std' if 'sensitivity' in given else 'percentile')
+    if prune == 'percentile' and 'sensitivity' in given:
+        parser.error('--sensitivity goes with --prune std, got --prune percentile')
+    if prune == 'std' and ('rates' in given or 'keep' in given):
+        parser.error('--rates and --keep go with --prune percentile, got --prune std')
+    if prune == 'std' and getattr(given, 'prune_steps', 1) > 1:
+        parser.error(f'--prune std prunes once, got --prune-steps {given.prune_steps}')
+    recipe = getattr(given, 'recipe', 'paper' if prune == 'std' or 'rates' in given else 'ranking')
+    args = argparse.Namespace(**{**RECIPES[recipe], 'rates': {}, 'sensitivity': None, 'load_model_path': None,
+                                 **vars(given), 'recipe': recipe, 'prune': prune})
+    if prune == 'std':
+        args.prune_steps = 1
+    if 'rates' in given:
+        args.keep = None
+    return args
+
+
+def make_parser():
+    parser = util.Parser(__doc__)
 
     def add(flag, help, group=parser, **kwargs):
         """A flag whose default is the recipe's: absent from what is parsed, unless it is given."""
@@ -61,23 +86,7 @@ def parse_args(argv=None):
     add('--retrain-lr', 'highest learning rate after pruning', type=util.number(float, 0))
     parser.add_argument('--load-model-path', default=argparse.SUPPRESS, help='trained model: skips the first training; '
                         'with --validation, it must have been trained with the same --validation')
-    given = parser.parse_args(argv)
-
-    prune = getattr(given, 'prune', 'std' if 'sensitivity' in given else 'percentile')
-    if prune == 'percentile' and 'sensitivity' in given:
-        parser.error('--sensitivity goes with --prune std, got --prune percentile')
-    if prune == 'std' and ('rates' in given or 'keep' in given):
-        parser.error('--rates and --keep go with --prune percentile, got --prune std')
-    if prune == 'std' and getattr(given, 'prune_steps', 1) > 1:
-        parser.error(f'--prune std prunes once, got --prune-steps {given.prune_steps}')
-    recipe = getattr(given, 'recipe', 'paper' if prune == 'std' or 'rates' in given else 'ranking')
-    args = argparse.Namespace(**{**RECIPES[recipe], 'rates': {}, 'sensitivity': None, 'load_model_path': None,
-                                 **vars(given), 'recipe': recipe, 'prune': prune})
-    if prune == 'std':
-        args.prune_steps = 1
-    if 'rates' in given:
-        args.keep = None
-    return args
+    return parser
 
 
 def parse_rates(text):
@@ -88,6 +97,8 @@ def parse_rates(text):
         if name not in AlexNet.DEFAULT_PRUNE_RATE:
             raise argparse.ArgumentTypeError(
                 f'unknown layer {name!r}, expected one of {", ".join(AlexNet.DEFAULT_PRUNE_RATE)}')
+        if name in rates:
+            raise argparse.ArgumentTypeError(f'{name} must be given once, got {text}')
         try:
             rates[name] = util.number(float, 0, 100)(percent)
         except ValueError:
@@ -95,19 +106,27 @@ def parse_rates(text):
     return rates
 
 
-def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_interval=10, crop=True):
+def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_interval=10, crop=True, checkpoint=None):
     """Train in place; weights that are zero when it starts are pruned, and stay zero.
 
-    One step of the scheduler follows each of the `epochs * ceil(n / batch_size)` steps of the optimizer.
+    One step of the scheduler follows each of the `epochs * ceil(n / batch_size)` steps of the optimizer. With a
+    checkpoint, it is written after each epoch, and a run that is resumed goes on where it was.
     """
-    model.train()
     masks = pruning_masks(model, optimizer)
-    n_batches = math.ceil(len(images.labels) / batch_size)
-    for epoch in range(1, epochs + 1):
-        start, total_loss = time.perf_counter(), 0.0
-        batches = util.batches(images, batch_size, crop)
-        bar = tqdm(batches, f'Epoch {epoch}/{epochs}', n_batches, leave=False, disable=None)
-        for step, (pixels, labels) in enumerate(bar):
+    done = checkpoint.restore(model, optimizer, scheduler) if checkpoint else 0
+    for epoch in tqdm(range(done + 1, epochs + 1), 'Epochs', epochs, initial=done, leave=False, disable=None):
+        loss = train_epoch(model, images, optimizer, scheduler, masks, f'Epoch {epoch}/{epochs}',
+                           batch_size, log_interval, crop)
+        if checkpoint:
+            checkpoint.save(model, optimizer, scheduler, epoch, loss)
+
+
+def train_epoch(model, images, optimizer, scheduler, masks, title, batch_size, log_interval, crop):
+    """Train one epoch in place, with a bar and a line that begin with `title`; return the average loss."""
+    model.train()
+    n, total_loss, alive, start = len(images.labels), 0.0, count_alive(model), time.perf_counter()
+    with tqdm(desc=title, total=n, unit=' images', unit_scale=True, leave=False, disable=None) as bar:
+        for step, (pixels, labels) in enumerate(util.batches(images, batch_size, crop)):
             optimizer.zero_grad()
             loss = F.nll_loss(model(pixels), labels)
             loss.backward()
@@ -116,10 +135,14 @@ def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_inter
             optimizer.step()
             scheduler.step()
             total_loss += loss.detach()
+            bar.update(len(labels))
             if step % log_interval == 0:
-                bar.set_postfix(loss=f'{loss.item():.4f}', lr=f'{scheduler.get_last_lr()[0]:.2e}')
-        print(f'Epoch {epoch}/{epochs}: Average loss: {total_loss.item() / n_batches:.4f}, '
-              f'{time.perf_counter() - start:.1f} s', flush=True)
+                bar.set_postfix(loss=f'{loss.item():.4f}', lr=f'{scheduler.get_last_lr()[0]:.1e}', alive=alive)
+        average_loss = total_loss.item() / math.ceil(n / batch_size)
+    with tqdm.external_write_mode():  # bars make way for the line
+        print(f'{title}: Average loss: {average_loss:.4f}, lr {scheduler.get_last_lr()[0]:.1e}, {alive} parameters '
+              f'alive, {n / (time.perf_counter() - start):.0f} images/s', flush=True)
+    return average_loss
 
 
 def pruning_masks(model, optimizer):
@@ -136,7 +159,7 @@ def pruning_masks(model, optimizer):
     return masks
 
 
-def fit(model, images, epochs, lr, args, crop):
+def fit(model, images, epochs, lr, args, crop, checkpoint=None):
     """Train in place with a fresh Adam; the learning rate has its highest value `lr` early, and ends near zero."""
     optimizer = make_adam(model, lr, args)
     n_steps = epochs * math.ceil(len(images.labels) / args.batch_size)
@@ -144,26 +167,29 @@ def fit(model, images, epochs, lr, args, crop):
         scheduler = CosineAnnealingLR(optimizer, n_steps)
     else:  # a short warm-up is enough; OneCycleLR cannot do one of exactly one step
         scheduler = OneCycleLR(optimizer, lr, n_steps, pct_start=0.1 if n_steps > 10 else 0.3, cycle_momentum=False)
-    train(model, images, optimizer, scheduler, epochs, args.batch_size, args.log_interval, crop)
+    train(model, images, optimizer, scheduler, epochs, args.batch_size, args.log_interval, crop, checkpoint)
 
 
 def make_adam(model, lr, args):
     return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=args.weight_decay, fused=True)
 
 
-def prune_gradually(model, images, args):
+def prune_gradually(model, images, args, checkpoint):
     """Prune in steps, in place, with an epoch of training between two of them; one step is one-shot pruning."""
     start = {name: int(torch.count_nonzero(layer.weight)) for name, layer in model.named_children()}
     optimizer = make_adam(model, args.lr, args)
     scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # warm-up, then --lr
-    for step in range(1, args.prune_steps + 1):
+    done, n_steps = checkpoint.restore(model, optimizer, scheduler), args.prune_steps
+    for step in tqdm(range(done + 1, n_steps + 1), 'Pruning steps', n_steps, initial=done, leave=False, disable=None):
         prune(model, args, step, start)
-        if args.prune_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them
+        if n_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them
             remove_dead_weights(model, drop_constants=True)
-        if step < args.prune_steps:
-            print(f'Pruning step {step}/{args.prune_steps}: {count_alive(model)} parameters alive', flush=True)
+        if step < n_steps:
             with live_part(model, optimizer):
-                train(model, images, optimizer, scheduler, 1, args.batch_size, args.log_interval, args.crop == 'always')
+                loss = train_epoch(model, images, optimizer, scheduler, pruning_masks(model, optimizer),
+                                   f'Pruning step {step}/{n_steps}', args.batch_size, args.log_interval,
+                                   args.crop == 'always')
+            checkpoint.save(model, optimizer, scheduler, step, loss)
 
 
 def prune(model, args, step, start):
@@ -181,8 +207,24 @@ def prune(model, args, step, start):
                                    for name, percent in percents.items()})
 
 
+def sensitivity_scan(model, accuracy):
+    """Layer -> {percent of its weights kept: `accuracy(model)`}, each layer pruned alone (Han et al. 2015, Fig. 6)."""
+    scan = {}
+    for name, layer in model.named_children():
+        weight = layer.weight.data.clone()
+        thresholds = np.percentile(weight.abs().double().cpu().numpy(), [100 - percent for percent in SCANNED_PERCENTS])
+        scan[name] = {}
+        bar = tqdm(thresholds, f'Sensitivity of {name}', leave=False, disable=None)
+        for percent, threshold in zip(SCANNED_PERCENTS, bar, strict=True):
+            model._prune(layer, threshold)
+            scan[name][percent] = accuracy(model)
+            layer.weight.data.copy_(weight)
+    return scan
+
+
 def main(argv=None):
     args = parse_args(argv)
+    checkpoint = Checkpoint('pruning.py', PHASES, args)
     torch.manual_seed(args.seed)
     device = util.pick_device(args.no_cuda)
     Path('saves').mkdir(exist_ok=True)  # if it cannot be made, better now than after the training
@@ -192,34 +234,54 @@ def main(argv=None):
         accuracy = util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
         util.log(f'{key} {accuracy}', args.log)
 
+    def scan_accuracy(model):
+        """For figures: on held-out images, or, if there are none, on some of those that the model was trained on."""
+        return util.evaluate(model, scanned, args.test_batch_size)[1] / len(scanned.labels) * 100
+
+    if args.figures:
+        from net import figures
+        scanned = test_images if args.validation else images.split(min(1000, len(images.labels) - 1))[1]
+        scanned_name = f'{len(scanned.labels):,} {"held-out" if args.validation else "of the"} training images'
+        checkpoint.accuracy = scan_accuracy
+
     if args.load_model_path:
         model = load_model(args.load_model_path, device)
     else:
         model = AlexNet(n_classes=len(images.classes)).to(device)
+    n_weights = sum(int(torch.count_nonzero(layer.weight)) for layer in model.children())
+    if args.keep is not None and args.keep > n_weights:
+        raise ValueError(f'--keep must be at most the {n_weights} weights of the network, got {args.keep}')
     print(model)
     util.print_model_parameters(model)
-    if not args.load_model_path:
+    if not args.load_model_path and checkpoint.enter('initial training', model):
         print('--- Initial training ---')
-        fit(model, images, args.epochs, args.lr, args, crop=True)
+        fit(model, images, args.epochs, args.lr, args, crop=True, checkpoint=checkpoint)
         save_model(model, 'saves/initial_model.ptmodel')
-    report('initial_accuracy')
-    print('--- Before pruning ---')
-    util.print_nonzeros(model, args.log)
 
-    print('--- Pruning ---')
-    prune_gradually(model, images, args)
-    print('--- After pruning ---')
-    util.print_nonzeros(model, args.log)
-    report('accuracy_after_pruning')
+    if checkpoint.enter('pruning', model):
+        report('initial_accuracy')
+        print('--- Before pruning ---')
+        util.print_nonzeros(model, args.log)
+        if args.figures:
+            figures.draw_sensitivity(sensitivity_scan(model, scan_accuracy), scanned_name, args.figures)
+        print('--- Pruning ---')
+        prune_gradually(model, images, args, checkpoint)
+        print('--- After pruning ---')
+        util.print_nonzeros(model, args.log)
+        report('accuracy_after_pruning')
 
+    checkpoint.enter('retraining', model)
     print('--- Retraining ---')
     with live_part(model):
-        fit(model, images, args.retrain_epochs, args.retrain_lr, args, args.crop == 'always')
+        fit(model, images, args.retrain_epochs, args.retrain_lr, args, args.crop == 'always', checkpoint)
     save_model(model, 'saves/model_after_retraining.ptmodel')
+    checkpoint.finish()
     report('accuracy_after_retraining')
     print('--- After Retraining ---')
     util.print_nonzeros(model, args.log)
+    if args.figures:
+        figures.draw_history(checkpoint.history, scanned_name, args.figures)
 
 
 if __name__ == '__main__':
-    util.run(main)
+    util.run(main, PATH)

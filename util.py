@@ -1,7 +1,9 @@
 """What all three scripts share: the log, printed tables, the test, and the data as one tensor per split."""
 import argparse
+import importlib.util
 import math
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,11 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.datasets.folder import find_classes
 from tqdm import tqdm
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 # MNIST's constants, which the homework's scaffold applies to all three channels of CIFAR-10: a model trained with
 # others would lose accuracy when it is graded.
@@ -170,24 +177,42 @@ def test(model, use_cuda=True, images=None, title='Test set', batch_size=1000):
     images = (load_images(train=False) if images is None else images).to(device)
     if model.fc3.out_features != len(images.classes):
         raise ValueError(f'the model tells {model.fc3.out_features} classes apart, the data has {len(images.classes)}')
-    loss, correct, n = 0.0, 0, len(images.labels)
+    loss, correct = evaluate(model, images, batch_size)
+    n = len(images.labels)
+    print(f'{title}: Average loss: {loss / n:.4f}, Accuracy: {correct}/{n} ({100 * correct / n:.2f}%)')
+    return 100 * correct / n
+
+
+def evaluate(model, images, batch_size=1000):
+    """The sum of the losses of all images, and how many the model gets right; leaves the model in evaluation mode."""
+    loss, correct = 0.0, 0
     model.eval()
     with torch.no_grad():
         for pixels, labels in zip(images.pixels.split(batch_size), images.labels.split(batch_size), strict=True):
             output = model(normalize(pixels))
             loss += F.nll_loss(output, labels, reduction='sum').item()
             correct += (output.argmax(1) == labels).sum().item()
-    print(f'{title}: Average loss: {loss / n:.4f}, Accuracy: {correct}/{n} ({100 * correct / n:.2f}%)')
-    return 100 * correct / n
+    return loss, correct
 
 
 # ---- command lines ---------------------------------------------------------------------------------------------------
+
+class Parser(argparse.ArgumentParser):
+    """A parser that shows defaults in its help, and says in one line what is wrong."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message):
+        self.exit(2, f'error: {message} (see {self.prog} --help)\n')
+
 
 def add_common_arguments(parser):
     parser.add_argument('--data', default='data', help='folder with train/ and test/ images, folder of torchvision\'s '
                         'CIFAR-10 (downloaded if it is not there), or the word digits')
     parser.add_argument('--no-cuda', action='store_true', help='use the CPU even if there is a GPU')
     parser.add_argument('--log', type=output_file, default='log.txt', help='log file')
+    parser.add_argument('--figures', type=figures_folder, metavar='FOLDER', help='draw figures of the run, PNG')
 
 
 def add_training_arguments(parser):
@@ -199,6 +224,9 @@ def add_training_arguments(parser):
     parser.add_argument('--log-interval', type=number(int, 1), default=10, help='steps between two shown losses')
     parser.add_argument('--validation', type=number(int, 1), metavar='N',
                         help='hold N training images out and report on them instead of the test set')
+    interrupted = parser.add_mutually_exclusive_group()
+    interrupted.add_argument('--resume', action='store_true', help='go on with an interrupted run (same arguments)')
+    interrupted.add_argument('--restart', action='store_true', help='throw an interrupted run away')
 
 
 def load_splits(args, device):
@@ -228,16 +256,53 @@ def output_file(path):
     return path
 
 
+def figures_folder(path):
+    """An argparse type: a folder, there or not, for figures, which need matplotlib."""
+    if importlib.util.find_spec('matplotlib') is None:
+        raise argparse.ArgumentTypeError('needs matplotlib, which is not installed: pip install matplotlib')
+    if Path(path).exists() and not Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f'must be a folder, got {path}')
+    return path
+
+
 def pick_device(no_cuda):
     """The GPU if there is one and it is wanted, else the CPU."""
     return torch.device('cuda' if torch.cuda.is_available() and not no_cuda else 'cpu')
 
 
-def run(main):
-    """Call a script's main and exit: bad input ends in one line and status 1, Ctrl-C in status 130."""
+def run(main, checkpoint=None):
+    """Call a script's main, tell what it took, and exit: bad input ends in one line and status 1, Ctrl-C in status 130.
+
+    `checkpoint` is the file, if any, from which the script can go on after Ctrl-C.
+    """
+    start = time.perf_counter()
     try:
-        sys.exit(main())
+        main()
+        print(f'Finished in {duration(time.perf_counter() - start)}, peak memory {peak_memory()}')
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
+        if checkpoint and checkpoint.exists():
+            print(f'interrupted: the same command with --resume goes on from {checkpoint}', file=sys.stderr)
+        else:
+            print('interrupted: there is nothing to resume, start again', file=sys.stderr)
         sys.exit(130)
+
+
+def duration(seconds):
+    """83.4 -> '1 min 23 s'"""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f'{minutes} min {seconds} s' if minutes else f'{seconds} s'
+
+
+def peak_memory():
+    """The most memory the process has had so far, and the most on the GPU, if it was used."""
+    text = 'unknown' if resource is None else f'{_peak_bytes() / 1e9:.2f} GB'
+    if torch.cuda.is_initialized():
+        text += f', on the GPU {torch.cuda.max_memory_allocated() / 1e9:.2f} GB'
+    return text
+
+
+def _peak_bytes():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else 1024 * peak  # Linux counts in KiB

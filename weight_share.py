@@ -1,9 +1,10 @@
 """Stage 2 of Deep Compression: the weights of each layer share the few values of a codebook."""
-import argparse
+from pathlib import Path
 
 import torch
 
 import util
+from net.checkpoint import PATH, Checkpoint
 from net.live import live_part, remove_dead_weights, sort_units
 from net.models import load_model, save_model
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
@@ -11,7 +12,7 @@ from pruning import fit
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = util.Parser(__doc__)
     util.add_common_arguments(parser)
     util.add_training_arguments(parser)
     parser.add_argument('--load-model-path', default='saves/model_after_retraining.ptmodel', help='pruned model')
@@ -36,9 +37,11 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    checkpoint = Checkpoint('weight_share.py', ['training'], args)
     torch.manual_seed(args.seed)
     device = util.pick_device(args.no_cuda)
     model = load_model(args.load_model_path, device)
+    Path(args.save_model_path).parent.mkdir(parents=True, exist_ok=True)  # if it cannot be made, better now than later
     images, test_images, title = util.load_splits(args, device)
 
     def report(key):
@@ -52,18 +55,20 @@ def main(argv=None):
     if args.sort_units:
         sort_units(model)
     apply_weight_sharing(model, args.bits, args.fc_bits, args.bias_bits)
+    checkpoint.enter('training', model)
     if args.epochs:
         print('--- Training the shared values ---')
         util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
         with live_part(model), codebooks_as_parameters(model, args.bias_bits is not None, args.moving):
-            fit(model, images, args.epochs, args.lr, args, crop=False)
+            fit(model, images, args.epochs, args.lr, args, crop=False, checkpoint=checkpoint)
     if args.bfloat16:
         for param in model.parameters():
             param.data = param.data.bfloat16().float()
     save_model(model, args.save_model_path)
+    checkpoint.finish()
     print('--- Accuracy after weight sharing ---')
     report('Accuracy_after_quantization')
 
 
 if __name__ == '__main__':
-    util.run(main)
+    util.run(main, PATH)

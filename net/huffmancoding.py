@@ -12,9 +12,11 @@ padding bits (0 to 7), and then the bits, most significant first, zero-padded:
 
 This file also works alone, beside any `util.py` that has `log`.
 """
+import hashlib
 import heapq
 import itertools
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from util import log
 
+CHECKSUMS = 'SHA256SUMS'  # beside the encoded files, not needed to decode them, and not counted
 INNER = -1  # marks an inner node in a pre-order list; leaves are numbers of symbols
 
 
@@ -102,19 +105,27 @@ def encode_symbols(symbols, words, block=2 ** 16):
     return np.concatenate(bits)
 
 
-def decode_symbols(bits, children):
-    """Bits of a stream and the tree -> symbol numbers, int32; ValueError if the bits stop inside a code word.
+def decode_symbols(bits, children, count=None, block=800 * 2520):
+    """Bits of a stream and the tree -> symbol numbers, int32.
+
+    Raises ValueError if the bits stop inside a code word, or if there are not `count` symbols, where that is known.
 
     The tree is an automaton whose states are its inner nodes. It takes `width` bits at a time from a table; a cell of
     the table, one for each state and group of bits, tells the next state and the symbols that come out on the way.
     """
     width = min(8, max(1, 18 - len(children).bit_length()))  # bits; 2^18 cells at most, unless the tree is larger
     row_of_next, n_out, out = _automaton_table(children, width)
+    first_out = np.cumsum(n_out) - n_out
     whole = len(bits) - len(bits) % width
-    groups = np.packbits(bits[:whole].reshape(-1, width), axis=1).ravel() >> (8 - width)
-    cells = _run_automaton(row_of_next, groups, width)
-    symbols = out[_ranges((np.cumsum(n_out) - n_out)[cells], n_out[cells])]
-    node, last = (row_of_next[cells[-1]] >> width if len(cells) else 0), []
+    symbols, n, state = [], 0, 0
+    for part in np.split(bits[:whole], range(block, whole, block)):  # blocks, so that little memory is taken at a time
+        groups = np.packbits(part.reshape(-1, width), axis=1).ravel() >> (8 - width)
+        cells = _run_automaton(row_of_next, groups, width, state)
+        state = row_of_next[cells[-1]] if len(cells) else state
+        n += int(n_out[cells].sum())
+        if count is None or n <= count:
+            symbols.append(out[_ranges(first_out[cells], n_out[cells])])
+    node, last = state >> width, []
     for bit in bits[whole:]:  # fewer than `width`
         node = children[node, bit]
         if node < 0:
@@ -122,7 +133,9 @@ def decode_symbols(bits, children):
             node = 0
     if node != 0:
         raise ValueError('the bits stop inside a code word')
-    return np.append(symbols, last).astype(np.int32)
+    if count is not None and n + len(last) != count:
+        raise ValueError(f'expected {count} values, got {n + len(last)}')
+    return np.concatenate([*symbols, last]).astype(np.int32)
 
 
 def _automaton_table(children, width):
@@ -139,27 +152,36 @@ def _automaton_table(children, width):
     return (node << width).ravel(), is_leaf.sum(2).ravel(), ~nodes[is_leaf]
 
 
-def _run_automaton(row_of_next, groups, width):
-    """Groups of bits -> the cells that the automaton passes, from the root on.
+def _run_automaton(row_of_next, groups, width, start, n_runs=8):
+    """Groups of bits -> the cells that the automaton passes from a state on, given as the offset of its row.
 
     The groups are cut into lanes that run side by side, each from a guessed state: the root. Huffman codes find back
     into step, so nearly all lanes end in the right state all the same. Where a lane's end is not what the next one
-    started from, all run again from these ends, until they agree: at worst once per lane, since each run puts at
-    least one more lane right.
+    started from, all run again from these ends, until they agree. Some codes never find into step, such as one of
+    words of equal length: after `n_runs` the groups are taken one by one.
     """
-    length = 2520 // width  # of a lane, in groups; 2520 bits are whole code words of equal length up to 10 bits
+    length = 2520 // width  # of a lane, in groups; 2520 bits are whole code words of any equal length up to 10 bits
     length *= max(1, len(groups) // (1024 * length))
     lanes = np.pad(groups, (0, -len(groups) % length)).reshape(-1, length).T.astype(np.int32, order='C')
     cells, starts = np.empty_like(lanes), np.zeros(lanes.shape[1], np.int32)
-    while True:
+    starts[:1] = start
+    for _ in range(n_runs):
         state = starts
         for i, group in enumerate(lanes):
             cells[i] = state + group
             state = row_of_next[cells[i]]
-        ends = np.append(0, state)[:-1]
+        ends = np.append(start, state)[:-1]
         if np.array_equal(starts, ends):
             return cells.T.ravel()[:len(groups)]
         starts = ends
+    return np.fromiter(_walk(row_of_next.tolist(), groups.tobytes(), start), np.int32, len(groups))
+
+
+def _walk(row_of_next, groups, state):
+    """The cells that the automaton passes, one by one."""
+    for group in groups:
+        yield state + group
+        state = row_of_next[state + group]
 
 
 def _ranges(starts, lengths):
@@ -186,7 +208,7 @@ def decode_tree(bits):
     flat, position, missing = bits.tobytes(), 0, 1
     preorder, leaves = [], []  # leaves: where their values start
     while missing:
-        if position >= len(flat):
+        if position + 33 * missing > len(flat):  # so that a run of zero bits takes no memory
             raise ValueError('the tree ends early')
         if flat[position]:
             preorder.append(len(leaves))
@@ -195,8 +217,6 @@ def decode_tree(bits):
         else:
             preorder.append(INNER)
             position, missing = position + 1, missing + 1
-    if position > len(flat):
-        raise ValueError('the tree ends early')
     if position < len(flat):
         raise ValueError(f'{len(flat) - position} bits after the tree')
     if len(preorder) == 1:
@@ -224,7 +244,7 @@ def huffman_encode(arr, prefix, save_dir='./'):
         code_bits = encode_symbols(symbols, code_words(preorder))
     paths = _stream_paths(save_dir, prefix)
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    return tuple(path.write_bytes(pack_bits(bits)) for path, bits in zip(paths, (tree_bits, code_bits), strict=True))
+    return tuple(_write(path, pack_bits(bits)) for path, bits in zip(paths, (tree_bits, code_bits), strict=True))
 
 
 def huffman_decode(directory, prefix, dtype, count=None):
@@ -244,14 +264,21 @@ def huffman_decode(directory, prefix, dtype, count=None):
         code_bits = unpack_bits(data_path.read_bytes())
         if (len(code_bits) == 0) != (len(values) == 0):
             raise ValueError(f'{len(code_bits)} bits of code, but {len(values)} values in the codebook')
-        symbols = decode_symbols(code_bits, tree_children(preorder)) if len(values) else np.empty(0, np.int32)
-        if count is not None and len(symbols) != count:
-            raise ValueError(f'expected {count} values, got {len(symbols)}')
+        if not len(values) and count:
+            raise ValueError(f'expected {count} values, got 0')
+        symbols = decode_symbols(code_bits, tree_children(preorder), count) if len(values) else np.empty(0, np.int32)
     return values[symbols].view(dtype)
 
 
 def _stream_paths(directory, prefix):
-    return Path(directory, f'{prefix}_codebook.bin'), Path(directory, f'{prefix}.bin')
+    return _inside(directory, f'{prefix}_codebook.bin'), _inside(directory, f'{prefix}.bin')
+
+
+def _inside(directory, name):
+    """The path of a file in the directory; ValueError if the name would lead out of it."""
+    if Path(name).name != name:
+        raise ValueError(f'must be a plain file name, got {name!r}')
+    return Path(directory, name)
 
 
 def _to_uint32(arr):
@@ -264,6 +291,14 @@ def _to_uint32(arr):
     if len(arr) and not 0 <= arr.min() <= arr.max() <= np.iinfo(np.int32).max:
         raise ValueError(f'integers to encode must be 0 to 2^31 - 1, got {arr.min()} to {arr.max()}')
     return arr.astype(np.uint32)
+
+
+def _write(path, data):
+    """Write a file and return its size in bytes; OSError, naming the file, if that fails."""
+    try:
+        return path.write_bytes(data)
+    except OSError as error:
+        raise OSError(f'{path}: cannot be written ({error.strerror})') from error
 
 
 @contextmanager
@@ -335,12 +370,12 @@ def dump_bias(param, name, directory):
     bias = param.detach().cpu().numpy()
     if bias.dtype != np.float32:
         raise TypeError(f'{name} must be float32, got {bias.dtype}')
-    return bias.nbytes, Path(directory, name).write_bytes(bias.astype('<f4').tobytes())
+    return bias.nbytes, _write(_inside(directory, name), bias.astype('<f4').tobytes())
 
 
 def load_bias(param, name, directory):
     """Fill `param`, in place, with the bias that `dump_bias` wrote; ValueError if it has another length."""
-    path = Path(directory, name)
+    path = _inside(directory, name)
     with naming(path):
         data = path.read_bytes()
         if len(data) != 4 * param.numel():
@@ -383,8 +418,8 @@ def _decode_sparse(shape, prefix, directory):
             raise ValueError(f'indices must rise within a row and stay below {n_columns}')
     data = huffman_decode(directory, f'{prefix}_data', np.float32, n)
     with naming(Path(directory, f'{prefix}_data.bin')):
-        if not data.all():
-            raise ValueError('holds zeros, expected non-zero weights')
+        if np.isnan(data).any() or (data == 0).any():
+            raise ValueError('holds zeros or NaN, expected non-zero weights')
     dense = np.zeros(n_rows * n_columns, np.float32)
     dense[places] = data
     return dense.reshape(shape)
@@ -405,6 +440,7 @@ def huffman_encode_model(model, directory='encodings/', filename='log.txt'):
     new.mkdir(parents=True)
     try:
         totals, table = _encode_parameters(model, new)
+        _write_checksums(new)
     except BaseException:
         shutil.rmtree(new)
         raise
@@ -420,9 +456,12 @@ def huffman_encode_model(model, directory='encodings/', filename='log.txt'):
 def huffman_decode_model(model, directory='encodings/'):
     """Fill every parameter of `model`, in place, from `directory`.
 
-    Raises ValueError naming the file that does not fit; the parameters before it have been filled by then.
+    Raises ValueError naming the file that does not fit: the first one that differs from its checksum, if there are
+    checksums, and nothing has been filled; else the first one whose contents are wrong, and the parameters before it
+    have been filled by then.
     """
     _finish_swap(*_swap_paths(directory))
+    _verify_checksums(Path(directory))
     decoders = {4: huffman_decode_conv, 2: huffman_decode_fc, 1: load_bias}
     for name, param in model.named_parameters():
         decoders[param.dim()](param, name, directory)
@@ -444,6 +483,28 @@ def _encode_parameters(model, directory):
     return tuple(totals.tolist()), '\n'.join(lines)
 
 
+def _write_checksums(directory):
+    """Write SHA256SUMS, for `sha256sum -c` and `_verify_checksums`."""
+    lines = [f'{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n' for path in sorted(directory.iterdir())]
+    _write(directory / CHECKSUMS, ''.join(lines).encode())
+
+
+def _verify_checksums(directory):
+    """Compare the files with SHA256SUMS, if it is there; ValueError names the first that is missing or differs."""
+    path = directory / CHECKSUMS
+    if not path.exists():
+        return
+    with naming(path):
+        lines = [(line, re.fullmatch(r'([0-9a-f]{64}) [ *]([^/\s]+)', line)) for line in path.read_text().splitlines()]
+        for line, match in lines:
+            if not match:
+                raise ValueError(f'expected lines of a checksum and a file name, got {line!r}')
+    for _, match in lines:
+        with naming(directory / match[2]):
+            if hashlib.sha256((directory / match[2]).read_bytes()).hexdigest() != match[1]:
+                raise ValueError(f'differs from its checksum in {CHECKSUMS}')
+
+
 def _table_row(name, original, compressed):
     return (f'{name:<15} | {original:20} {compressed:20} {original / compressed:>10.2f}x '
             f'{100 * compressed / original:>6.2f}%')
@@ -457,6 +518,9 @@ def _swap_paths(directory):
 
 def _finish_swap(target, new, old):
     """After an interruption: finish the swap if it had begun, else drop the unfinished new files."""
+    for path in new, old:
+        if path.is_symlink():
+            raise ValueError(f'{path}: expected a directory of the encoder or nothing, got a link')
     if old.exists() and not target.exists():  # stopped between the two renames, so the new files are complete
         os.rename(new if new.exists() else old, target)
     for leftover in (new, old):
@@ -470,7 +534,7 @@ def _refuse_foreign(directory, model):
         raise ValueError(f'{directory}: expected a directory to write encoded files into')
     names = dict(model.named_parameters())
     streams = itertools.product(names, ('csr', 'csc'), ('data', 'indices', 'indptr', 'length'))
-    known = {path.name for parts in streams for path in _stream_paths('', '_'.join(parts))} | names.keys()
+    known = {path.name for parts in streams for path in _stream_paths('', '_'.join(parts))} | names.keys() | {CHECKSUMS}
     for entry in sorted(directory.iterdir()) if directory.exists() else []:
         if entry.name not in known or entry.is_symlink() or not entry.is_file():
             raise ValueError(f'{directory}: holds {entry.name}, which the encoder did not write; nothing was replaced')

@@ -12,8 +12,9 @@ from torch import nn
 
 
 def count_alive(model):
-    """How many weights and biases are not zero."""
-    return sum(int(torch.count_nonzero(param)) for param in model.parameters())
+    """How many weights and biases of its layers are not zero."""
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return sum(int(torch.count_nonzero(param)) for layer in layers for param in (layer.weight, layer.bias))
 
 
 def remove_dead_weights(model, drop_constants=False):

@@ -1,6 +1,8 @@
 """The network of the homework, and its `.ptmodel` files."""
+import io
 import os
 import pickle
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,23 +48,55 @@ def replace_file(path):
     Missing parent folders are made. Raises OSError if the file cannot be written, and leaves nothing behind.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.partial')
-    partial.unlink(missing_ok=True)  # of an interrupted run
     try:
-        with open(partial, 'xb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # of an interrupted run
+        try:
+            with open(partial, 'xb') as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f'{path}: cannot be written ({error.strerror or error})') from error
 
 
 def save_model(model, path):
     """Write the whole module to a `.ptmodel` file, in one piece or not at all."""
+    save_archive(model, path)
+
+
+def save_archive(content, path):
+    """`torch.save` in one piece or not at all; OSError, naming the file, if it cannot be written."""
+    archive = io.BytesIO()  # PyTorch would write the name of a file into the archive, and hide why writing fails
+    torch.save(content, archive)
     with replace_file(path) as file:
-        torch.save(model, file)  # an open file, not a path: PyTorch would write the path's name into the archive
+        file.write(archive.getbuffer())
+
+
+def load_archive(path, what):
+    """What `save_archive` wrote, from a file that need not be trusted: unpickled under PyTorch's allow-list.
+
+    Raises FileNotFoundError or ValueError, naming the file and `what` it should be, if it is missing or cannot be read,
+    if its checksums do not fit, or if it holds something that is not on the list.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():  # PyTorch does not compare the checksums
+                    raise zipfile.BadZipFile
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path}: no such file, expected a {what}') from None
+    except OSError as error:
+        raise ValueError(f'{path}: cannot be read ({error.strerror or error})') from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(f'{path}: refused, no {what} or more than that in it') from error
+    except Exception as error:  # PyTorch raises many types of errors for damaged archives
+        raise ValueError(f'{path}: not a readable {what} (truncated, damaged or another format)') from error
 
 
 def load_model(path, device='cpu'):
@@ -71,17 +105,8 @@ def load_model(path, device='cpu'):
     The file is unpickled under an allow-list, and only its parameters, each checked, are copied into a new model.
     Raises FileNotFoundError or ValueError, naming the file, if it is missing or anything else than such a model.
     """
-    try:
-        with torch.serialization.safe_globals([AlexNet, nn.Conv2d, nn.Linear, set]):
-            stored = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path}: no such file, expected a .ptmodel of an AlexNet') from None
-    except OSError as error:
-        raise ValueError(f'{path}: cannot be read ({error.strerror or error})') from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(f'{path}: refused, no .ptmodel or more in it than the parameters of an AlexNet') from error
-    except Exception as error:  # PyTorch raises many types of errors for damaged archives
-        raise ValueError(f'{path}: not a readable .ptmodel file (truncated, damaged or another format)') from error
+    with torch.serialization.safe_globals([AlexNet, nn.Conv2d, nn.Linear, set]):
+        stored = load_archive(path, '.ptmodel of an AlexNet')
     if not isinstance(stored, AlexNet):
         raise ValueError(f'{path}: holds a {type(stored).__name__}, expected a whole net.models.AlexNet')
     try:

@@ -1,0 +1,238 @@
+"""Encoded files that were damaged or made by somebody hostile: refused by name, or decoded to a model of its shape."""
+import os
+import pickle
+import re
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from net.huffmancoding import (
+    dump_bias,
+    huffman_decode,
+    huffman_decode_model,
+    huffman_encode,
+    huffman_encode_model,
+    pack_bits,
+)
+
+
+class Small(nn.Module):
+    """A layer of each layout, by the names of the homework's: kernels, rows (csr) and columns (csc)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.fc1, self.fc2 = nn.Conv2d(2, 3, kernel_size=(2, 3)), nn.Linear(9, 4), nn.Linear(4, 9)
+        values = torch.tensor([0, 0, 0.5, -1.25, 0, 3, 0.5, -2, 1e-3])
+        for param in self.parameters():
+            param.data = values[torch.arange(param.numel()) * 5 % 9 * (torch.arange(param.numel()) % 4 != 3)]\
+                .reshape(param.shape)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """The encoded files of a small model: name -> bytes, without checksums; and a folder to put damaged ones in."""
+    folder = tmp_path_factory.mktemp('damage')
+    huffman_encode_model(Small(), folder / 'encodings', os.devnull)
+    (folder / 'encodings/SHA256SUMS').unlink()
+    return folder / 'encodings', {path.name: path.read_bytes() for path in sorted((folder / 'encodings').iterdir())}
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+def flip(data, position, bit, _):
+    return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1:]
+
+
+def drop(data, position, _, run):
+    return data[:position] + data[position + 1 + len(run):]
+
+
+def insert(data, position, _, run):
+    return data[:position] + run + data[position:]
+
+
+def truncate(data, position, _, run):
+    return data[:position]
+
+
+def append(data, _, __, run):
+    return data + run
+
+
+CASES = 2000
+changes = st.tuples(st.sampled_from([flip, drop, insert, truncate, append]), st.integers(0, 10 ** 6), st.integers(0, 7),
+                    st.one_of(st.binary(min_size=1, max_size=9), st.integers(1, 4000).map(bytes)))  # zeros: deep trees
+
+
+@given(which=st.integers(0, 22), damages=st.lists(changes, min_size=1, max_size=3))
+@settings(max_examples=CASES)
+def test_any_damage_is_refused_by_file_or_gives_a_model_of_the_right_shape(which, damages, files):
+    directory, whole = files
+    name = list(whole)[which]
+    data = whole[name]
+    for change, position, bit, run in damages:
+        data = change(data, position % max(len(data), 1), bit, run) if data else run
+    model = Small()
+    shapes = [param.shape for param in model.parameters()]
+    for param in model.parameters():
+        param.data.fill_(9)
+    (directory / name).write_bytes(data)
+    tracemalloc.start()
+    try:
+        huffman_decode_model(model, directory)
+    except ValueError as error:
+        assert re.match(f'{re.escape(str(directory))}/{name.split("_")[0]}', str(error)) and '\n' not in str(error)
+    else:
+        assert not any((param == 9).any() for param in model.parameters())
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        (directory / name).write_bytes(whole[name])
+    assert [param.shape for param in model.parameters()] == shapes
+    assert peak < allowed_bytes(len(data) + sum(map(len, whole.values())), sum(map(torch.numel, model.parameters())))
+
+
+def test_the_fuzz_test_reaches_every_file(files):
+    kinds = {re.sub(r'^(conv|fc)\d', r'\1', name) for name in files[1]}
+    assert len(files[1]) == 23 and len(kinds) == 8 + 6 + 6 + 2
+
+
+def allowed_bytes(file_bytes, n_values):
+    """The memory that decoding may take: what the README says."""
+    return 32e6 + 32 * (file_bytes + 4 * n_values)
+
+
+def leaf(value):
+    return f'1{value:032b}'
+
+
+def tree(bits):
+    return pack_bits(np.frombuffer(bits.encode(), np.uint8) - ord('0'))
+
+
+def balanced(depth, first=0):
+    if depth == 0:
+        return leaf(first)
+    return f'0{balanced(depth - 1, first)}{balanced(depth - 1, first + 2 ** (depth - 1))}'
+
+
+ONES = pack_bits(np.ones(1_000_000, np.uint8))
+HUGE = {  # codebook and code, of a stream that should hold 100 values
+    'nothing but inner nodes': (bytes(1_000_000), bytes(2)),
+    'a million values of one bit': (tree('0' + leaf(0) + leaf(1)), ONES),
+    'a tree as deep as it has leaves': (tree(''.join('0' + leaf(i) for i in range(20_000)) + leaf(20_000)), ONES),
+    'codes that never fall into step': (tree(balanced(11)), ONES),
+    'a tree too large for a table of several bits': (tree(balanced(17)), ONES),
+}
+
+
+@pytest.mark.parametrize('codebook, code', HUGE.values(), ids=HUGE)
+def test_a_stream_that_is_far_too_long_takes_little_memory(codebook, code):
+    Path('s_codebook.bin').write_bytes(codebook)
+    Path('s.bin').write_bytes(code)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match='^s(_codebook)?.bin: (the tree ends early|expected 100 |the bits stop inside)'):
+        huffman_decode('.', 's', np.int32, 100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < allowed_bytes(len(codebook) + len(code), 100)
+
+
+# ---- checksums -------------------------------------------------------------------------------------------------------
+
+def change_weight(directory):
+    """Another weight: a file that nothing but its checksum could tell is damaged."""
+    path = directory / 'fc1.weight_csr_data_codebook.bin'
+    path.write_bytes(flip(path.read_bytes(), 3, 1, None))
+
+
+def change_two(directory):
+    change_weight(directory)
+    (directory / 'conv1.bias').write_bytes(bytes(12))
+
+
+DAMAGED = {
+    'one value of a codebook': (change_weight, 'fc1.weight_csr_data_codebook.bin: differs from its checksum'),
+    'two files, the first of which is named': (change_two, 'conv1.bias: differs from its checksum in SHA256SUMS'),
+    'a missing file': (lambda directory: (directory / 'fc2.bias').unlink(), 'fc2.bias: cannot be read'),
+    'a line of the checksums cut off': (lambda directory: os.truncate(directory / 'SHA256SUMS', 100),
+                                        'SHA256SUMS: expected lines of a checksum and a file name, got'),
+    'checksums that are no text': (lambda directory: (directory / 'SHA256SUMS').write_bytes(b'\xff\xfe'), 'SHA256SUMS'),
+    'checksums of a file elsewhere': (
+        lambda directory: (directory / 'SHA256SUMS').write_text(f'{"0" * 64}  ../log.txt\n'), "got '0+  ../log.txt'"),
+}
+
+
+@pytest.mark.parametrize('damage, message', DAMAGED.values(), ids=DAMAGED)
+def test_the_first_file_that_differs_from_its_checksum_is_named_and_nothing_decoded(damage, message):
+    huffman_encode_model(Small(), 'encodings')
+    damage(Path('encodings'))
+    model = Small()
+    model.conv1.weight.data.fill_(9)
+    with pytest.raises(ValueError, match=f'^encodings/{message}' if ':' in message else message):
+        huffman_decode_model(model, 'encodings')
+    assert (model.conv1.weight == 9).all()
+
+
+def test_checksums_are_not_needed_to_decode():
+    huffman_encode_model(Small(), 'encodings')
+    Path('encodings/SHA256SUMS').unlink()
+    model = Small()
+    for param in model.parameters():
+        param.data.fill_(9)
+    huffman_decode_model(model, 'encodings')
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), Small().parameters(), strict=True))
+
+
+# ---- hostile files ---------------------------------------------------------------------------------------------------
+
+class RunsCommand:
+    def __reduce__(self):
+        return os.system, ('touch command-ran',)
+
+
+def test_a_plain_load_of_the_hostile_pickle_would_run_its_command():
+    pickle.loads(pickle.dumps(RunsCommand()))
+    assert Path('command-ran').exists()
+
+
+@pytest.mark.parametrize('name', ['conv1.bias', 'conv1.weight_csr_data.bin', 'fc2.weight_csc_indptr_codebook.bin'])
+@pytest.mark.parametrize('content', [np.ones(3, np.float32), RunsCommand()], ids=['array', 'command'])
+def test_pickles_of_older_coders_are_refused_and_not_run(name, content):
+    """Public versions of the homework write biases with `ndarray.dump`, and decode whatever such a file says."""
+    huffman_encode_model(Small(), 'encodings')
+    Path('encodings/SHA256SUMS').unlink()
+    Path('encodings', name).write_bytes(content.dumps() if hasattr(content, 'dumps') else pickle.dumps(content))
+    with pytest.raises(ValueError, match=f'^encodings/{name}: '):
+        huffman_decode_model(Small(), 'encodings')
+    assert not Path('command-ran').exists()
+
+
+@pytest.mark.parametrize('planted', ['.encodings.new', '.encodings.old', 'encodings', 'encodings/fc1.bias',
+                                     'encodings/SHA256SUMS'])
+def test_encoding_never_follows_a_planted_link(planted):
+    Path('elsewhere').mkdir()
+    Path('elsewhere/precious').write_text('mine')
+    Path('encodings').mkdir()
+    if planted == 'encodings':
+        Path(planted).rmdir()
+    Path(planted).symlink_to(Path('elsewhere' if '/' not in planted else 'elsewhere/precious').absolute())
+    with pytest.raises(ValueError, match='got a link|holds|expected a directory'):
+        huffman_encode_model(Small(), 'encodings')
+    assert os.listdir('elsewhere') == ['precious'] and Path('elsewhere/precious').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('prefix', ['../x', 'a/b', '/tmp/x'])
+def test_streams_are_written_into_their_directory_only(prefix):
+    Path('encodings').mkdir()
+    with pytest.raises(ValueError, match='must be a plain file name, got'):
+        huffman_encode(np.array([1, 2], np.int32), prefix, 'encodings')
+    with pytest.raises(ValueError, match='must be a plain file name, got'):
+        dump_bias(nn.Parameter(torch.ones(2)), prefix, 'encodings')
+    assert os.listdir('.') == ['encodings'] and not os.listdir('encodings')
