@@ -11,8 +11,11 @@ import util
 from net.compact import compact_from_model, model_from_compact
 from net.huffmancoding import huffman_decode_model, huffman_encode_model, naming
 from net.models import AlexNet, load_model, replace_file, save_model
+from net.statistics import entropy_table, read_streams
 
 DIRECTORY = 'encodings/'
+SHIPPED = Path(__file__).parent / 'tests/data/alexnet-cifar10.dcan'
+CIFAR10_CLASSES = 'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
 
 
 def parse_args(argv=None):
@@ -21,16 +24,22 @@ def parse_args(argv=None):
     parser.add_argument('--load-model-path', default='saves/model_after_weight_sharing.ptmodel', help='shared model')
     parser.add_argument('--student-id', type=student_id, metavar='ID',
                         help='write the files to hand in: ID.ptmodel and ID.zip')
-    compact = parser.add_mutually_exclusive_group()
-    compact.add_argument('--compact', type=util.output_file, metavar='FILE',
+    parser.add_argument('--compact', type=util.output_file, metavar='FILE',
                          help='write the model as one small file, too')
-    compact.add_argument('--from-compact', metavar='FILE', help='only decode this small file')
+    parser.add_argument('--from-compact', metavar='FILE', help='only decode this small file')
     parser.add_argument('--save-model-path', metavar='FILE', help='where --from-compact writes the model')
+    parser.add_argument('--classify', nargs='*', metavar='IMAGE', help='only decode the small file of --from-compact '
+                        '(or the one that comes with these scripts), measure its accuracy if the data is there, and '
+                        'say what these images show')
     args = parser.parse_args(argv)
-    if (args.from_compact is None) != (args.save_model_path is None):
-        parser.error('--from-compact and --save-model-path go together, got only one of them')
-    if args.from_compact is not None and args.student_id:
-        parser.error('--from-compact only decodes, got --student-id: decode first, then give --load-model-path')
+    if args.save_model_path is not None and args.from_compact is None:
+        parser.error('--save-model-path goes with --from-compact, got only the first')
+    if args.from_compact is not None and args.save_model_path is None and args.classify is None:
+        parser.error('--from-compact goes with --save-model-path or --classify, got neither')
+    for flag, only in ('--from-compact', args.from_compact), ('--classify', args.classify):
+        for other, value in ('--student-id', args.student_id), ('--compact', args.compact), ('--figures', args.figures):
+            if only is not None and value is not None:
+                parser.error(f'{flag} only decodes, got {other}: give --load-model-path FILE.ptmodel instead')
     return args
 
 
@@ -63,6 +72,25 @@ def load_compact(path):
     """Read an AlexNet from a compact file; ValueError, naming the file, if it is none."""
     with naming(path):
         return model_from_compact(Path(path).read_bytes())
+
+
+def classify(model, paths, data):
+    """Print the accuracy on the test images, if they are there, and what each of the image files shows."""
+    try:
+        images = util.load_images(data, train=False, download=False)
+    except FileNotFoundError:
+        print(f'There are no images in {data!r} to measure the accuracy on')
+        classes = CIFAR10_CLASSES if model.fc3.out_features == 10 else [str(i) for i in range(model.fc3.out_features)]
+    else:
+        util.test(model, images=images)
+        classes = images.classes
+    device = next(model.parameters()).device
+    model.eval()
+    for path in paths:
+        with torch.no_grad():
+            probabilities = model(util.normalize(util.load_photo(path).to(device)))[0].exp()
+        likely = probabilities.argsort(descending=True)[:3].tolist()
+        print(f'{path}: ' + ', '.join(f'{classes[i]} {100 * probabilities[i]:.1f} %' for i in likely))
 
 
 class Check(NamedTuple):
@@ -108,12 +136,26 @@ def write_submission(model, student_id):
     print(f'Wrote {student_id}.ptmodel and {student_id}.zip')
 
 
+def draw_figures(model, streams, folder):
+    from net import figures
+    biases = {name: 4 * layer.bias.numel() for name, layer in model.named_children()}
+    original = {name: biases[name] + 4 * layer.weight.numel() for name, layer in model.named_children()}
+    figures.draw_bytes(streams, biases, original, folder)
+    figures.draw_code_lengths(streams, folder)
+
+
 def main(argv=None):
     args = parse_args(argv)
     device = util.pick_device(args.no_cuda)
-    if args.from_compact is not None:
-        save_model(load_compact(args.from_compact).to(device), args.save_model_path)
-        print(f'Decoded {args.from_compact} to {args.save_model_path}')
+    if args.from_compact is not None or args.classify is not None:
+        path = args.from_compact or SHIPPED
+        model = load_compact(path).to(device)
+        print(f'{path}: {Path(path).stat().st_size} bytes, decoded')
+        if args.save_model_path is not None:
+            save_model(model, args.save_model_path)
+            print(f'Wrote {args.save_model_path}')
+        if args.classify is not None:
+            classify(model, args.classify, args.data)
         return
     model = load_model(args.load_model_path, device)
     test_images = util.load_images(args.data, train=False).to(device)
@@ -130,6 +172,10 @@ def main(argv=None):
         write_compact(model, args.compact)
     print('--- Start encoding ---')
     huffman_encode_model(model, DIRECTORY, args.log)
+    streams = read_streams(model, DIRECTORY)
+    print('--- How good the code is ---')
+    print(entropy_table(streams))
+    util.log(entropy_table(streams), args.log)
     print('--- Start decoding ---')
     decoded = AlexNet(model.fc3.out_features).to(device)
     huffman_decode_model(decoded, DIRECTORY)
@@ -142,6 +188,8 @@ def main(argv=None):
     checks = submission_checks(decoded, accuracy_before, accuracy_after)
     for check in checks:
         print(f'{"ok" if check.passed else "FAILED":6} | {check.expected:46} | {check.found:20} | {check.points}')
+    if args.figures:
+        draw_figures(model, streams, args.figures)
     if args.student_id:
         write_submission(decoded, args.student_id)
         failed = [check.expected for check in checks if not check.passed]

@@ -174,12 +174,12 @@ def make_adam(model, lr, args):
     return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=args.weight_decay, fused=True)
 
 
-def prune_gradually(model, images, args, checkpoint):
+def prune_gradually(model, images, args, checkpoint=None):
     """Prune in steps, in place, with an epoch of training between two of them; one step is one-shot pruning."""
     start = {name: int(torch.count_nonzero(layer.weight)) for name, layer in model.named_children()}
     optimizer = make_adam(model, args.lr, args)
     scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # warm-up, then --lr
-    done, n_steps = checkpoint.restore(model, optimizer, scheduler), args.prune_steps
+    done, n_steps = checkpoint.restore(model, optimizer, scheduler) if checkpoint else 0, args.prune_steps
     for step in tqdm(range(done + 1, n_steps + 1), 'Pruning steps', n_steps, initial=done, leave=False, disable=None):
         prune(model, args, step, start)
         if n_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them
@@ -189,7 +189,8 @@ def prune_gradually(model, images, args, checkpoint):
                 loss = train_epoch(model, images, optimizer, scheduler, pruning_masks(model, optimizer),
                                    f'Pruning step {step}/{n_steps}', args.batch_size, args.log_interval,
                                    args.crop == 'always')
-            checkpoint.save(model, optimizer, scheduler, step, loss)
+            if checkpoint:
+                checkpoint.save(model, optimizer, scheduler, step, loss)
 
 
 def prune(model, args, step, start):

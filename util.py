@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torchvision import transforms
@@ -32,9 +33,12 @@ PADDING = 4  # pixels on every side, before the random crop
 # ---- log and printed tables ------------------------------------------------------------------------------------------
 
 def log(content, filename='log.txt'):
-    """Append one line to the log file."""
-    with open(filename, 'a') as file:
-        file.write(f'{content}\n')
+    """Append one line to the log file; OSError, naming the file, if that fails."""
+    try:
+        with open(filename, 'a') as file:
+            file.write(f'{content}\n')
+    except OSError as error:
+        raise OSError(f'{filename}: cannot be written ({error.strerror})') from error
 
 
 def print_model_parameters(model, with_values=False):
@@ -81,7 +85,7 @@ class Images(NamedTuple):
         return tuple(Images(self.pixels[i], self.labels[i], self.classes) for i in (order[n:], order[:n]))
 
 
-def load_images(root='data', train=True):
+def load_images(root='data', train=True, download=True):
     """Read one split: of `digits`, of an image folder with train/ and test/ inside, else of torchvision's CIFAR-10.
 
     Raises ValueError or OSError with one line that names what is missing, or the image that cannot be read.
@@ -90,7 +94,7 @@ def load_images(root='data', train=True):
         return _load_digits(train)
     if Path(root, 'train').is_dir() or Path(root, 'test').is_dir():
         return _load_folder(Path(root), 'train' if train else 'test')
-    return _load_cifar10(root, train)
+    return _load_cifar10(root, train, download)
 
 
 def _load_digits(train):
@@ -121,10 +125,10 @@ def _load_folder(root, split):
     return Images(pixels, torch.tensor(folder.targets), tuple(classes))
 
 
-def _load_cifar10(root, train):
+def _load_cifar10(root, train, download):
     existed = Path(root).exists()
     try:
-        cifar10 = CIFAR10(root, train=train, download=True)
+        cifar10 = CIFAR10(root, train=train, download=download)
     except (OSError, RuntimeError) as error:
         if not existed:
             with suppress(OSError):
@@ -135,6 +139,16 @@ def _load_cifar10(root, train):
             'or take --data digits, which needs no download') from error
     pixels = torch.from_numpy(cifar10.data).permute(0, 3, 1, 2).contiguous()
     return Images(pixels, torch.tensor(cifar10.targets), tuple(cifar10.classes))
+
+
+def load_photo(path):
+    """An image file of any size -> its middle square as pixels of 1 image, (1, 3, 32, 32), uint8."""
+    shrink = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.PILToTensor()])
+    try:
+        with Image.open(path) as photo:
+            return shrink(ImageOps.exif_transpose(photo).convert('RGB'))[None]
+    except Exception as error:  # Pillow raises many types of errors for damaged images
+        raise ValueError(f'{path}: not a readable image ({error})') from error
 
 
 def normalize(pixels):

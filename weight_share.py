@@ -35,6 +35,21 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def weights_of(model):
+    """Layer -> a copy of its weights, float32."""
+    return {name: layer.weight.detach().cpu().numpy().copy() for name, layer in model.named_children()}
+
+
+def draw_figures(pruned, clustered, trained, folder):
+    from net import figures
+    layers = {}
+    for name, weights in pruned.items():
+        alive = weights != 0
+        layers[name] = figures.SharedLayer(weights[alive], clustered[name][alive], trained[name][alive])
+    figures.draw_centroids(layers, folder)
+    figures.draw_sharing(layers, folder)
+
+
 def main(argv=None):
     args = parse_args(argv)
     checkpoint = Checkpoint('weight_share.py', ['training'], args)
@@ -54,7 +69,9 @@ def main(argv=None):
     remove_dead_weights(model)  # what is dead would not be trained with the rest, and keep values of its own
     if args.sort_units:
         sort_units(model)
+    pruned = weights_of(model)
     apply_weight_sharing(model, args.bits, args.fc_bits, args.bias_bits)
+    clustered = weights_of(model)
     checkpoint.enter('training', model)
     if args.epochs:
         print('--- Training the shared values ---')
@@ -68,6 +85,8 @@ def main(argv=None):
     checkpoint.finish()
     print('--- Accuracy after weight sharing ---')
     report('Accuracy_after_quantization')
+    if args.figures:
+        draw_figures(pruned, clustered, weights_of(model), args.figures)
 
 
 if __name__ == '__main__':

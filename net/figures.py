@@ -1,11 +1,13 @@
 """Figures of the three stages, as PNG files, drawn from what a run has measured."""
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from net.models import replace_file
+from net.statistics import PARTS
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers and dashes tell them apart in grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, BLACK, GREY = (
@@ -71,3 +73,128 @@ def draw_history(history, images, folder):
     all_axes[0].set_xlim(0.5, len(history) + 0.5)
     figure.suptitle(f'Pruning costs accuracy, retraining brings it back (accuracy on {images})')
     save(figure, folder, 'history')
+
+
+# ---- stage 2: weight sharing -----------------------------------------------------------------------------------------
+
+class SharedLayer(NamedTuple):
+    """The surviving weights of a layer before sharing, after k-means, and after training; each (n,), float32."""
+    pruned: np.ndarray
+    clustered: np.ndarray
+    trained: np.ndarray
+
+
+def draw_centroids(layers, folder):
+    """Histogram of each layer's surviving weights, with the centroids before and after training (Han et al., Fig. 6).
+
+    `layers` is name -> `SharedLayer`.
+    """
+    figure = Figure((WIDTH, 5), layout='constrained')
+    for axes, (name, layer) in zip(_panels(figure, layers), layers.items(), strict=True):
+        axes.hist(layer.pruned, bins=60, color=GREY, alpha=0.6, label='weights before sharing')
+        for values, marker, color, height, label in [
+                (layer.clustered, 'o', BLUE, 0.06, 'centroids of k-means'),
+                (layer.trained, '^', RED, 0.14, 'centroids after training')]:
+            centroids = np.unique(values)
+            axes.plot(centroids, np.full(len(centroids), height), marker, color=color, markersize=3.5, label=label,
+                      transform=axes.get_xaxis_transform())
+        axes.set_title(f'{name}: {len(layer.pruned):,} weights', fontsize=10)
+    figure.supxlabel('value of the weight')
+    figure.supylabel('number of weights')
+    figure.suptitle('Centroids start evenly spaced over the weights, and training moves them')
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=3, loc='outside lower center')
+    save(figure, folder, 'centroids')
+
+
+def draw_sharing(layers, folder):
+    """How many weights share each centroid in the end, and the quantisation error of each layer."""
+    figure = Figure((WIDTH, 6.5), layout='constrained')
+    top, bottom = figure.subfigures(2, height_ratios=(3, 1.6))
+    for axes, (name, layer) in zip(_panels(top, layers), layers.items(), strict=True):
+        counts = np.unique(layer.trained, return_counts=True)[1]
+        axes.bar(range(1, len(counts) + 1), counts, color=BLUE)
+        axes.set_title(f'{name}: {len(counts)} centroids', fontsize=10)
+    top.supxlabel('centroid, from the lowest value to the highest')
+    top.supylabel('weights that share it')
+    top.suptitle('Few weights share the outer centroids: that is what Huffman coding lives on')
+    axes = bottom.subplots()
+    for shift, values, color, hatch, label in [
+            (-0.2, 'clustered', BLUE, '', 'k-means'), (0.2, 'trained', ORANGE, '//', 'after training')]:
+        errors = [_relative_error(layer.pruned, getattr(layer, values)) for layer in layers.values()]
+        axes.bar(np.arange(len(layers)) + shift, errors, 0.38, color=color, hatch=hatch, edgecolor='white', label=label)
+    axes.set_xticks(range(len(layers)), layers)
+    axes.set_ylabel('RMS error\n(% of RMS weight)')
+    axes.set_title('Quantisation error: distance to the weights before sharing', fontsize=10)
+    axes.legend(fontsize=9)
+    save(figure, folder, 'sharing')
+
+
+def _relative_error(weights, shared):
+    """Root mean square of the difference, in percent of that of the weights; 0 if there are none."""
+    return 100 * np.sqrt(np.sum((shared - weights) ** 2) / max(np.sum(weights ** 2), np.finfo(np.float32).tiny))
+
+
+def _panels(figure, layers):
+    """A panel for each layer, four in a row."""
+    n_rows = -(-len(layers) // 4)
+    axes = figure.subplots(n_rows, 4, squeeze=False).ravel()
+    for unused in axes[len(layers):]:
+        unused.remove()
+    return axes[:len(layers)]
+
+
+# ---- stage 3: Huffman coding -----------------------------------------------------------------------------------------
+
+def draw_bytes(streams, biases, original, folder):
+    """Where the bytes of the encoded model go, layer by layer, beside those of float32.
+
+    `streams` is that of `net.statistics.read_streams`; `biases` and `original` are layer -> bytes.
+    """
+    layers = list(original)
+    rows = {part: dict.fromkeys(layers, 0) for part in (*PARTS, 'codebooks', 'biases')}
+    for stream in streams:
+        layer = stream.parameter.split('.')[0]
+        rows[stream.part][layer] += stream.data_bytes
+        rows['codebooks'][layer] += stream.codebook_bytes
+    rows['biases'] = biases
+    figure = Figure((WIDTH, 4.2), layout='constrained')
+    before, after = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.2))
+    before.barh(layers, [original[layer] / 1e6 for layer in layers], color=GREY)
+    before.set_xlabel('original, float32 (MB)')
+    left = np.zeros(len(layers))
+    for (part, n_bytes), color, hatch in zip(rows.items(), COLORS, ('', '', '', '', 'xx', '//'), strict=False):
+        widths = np.array([n_bytes[layer] for layer in layers]) / 1e3
+        after.barh(layers, widths, left=left, color=color, hatch=hatch, edgecolor='white', linewidth=0.3, label=part)
+        left += widths
+    for layer, total in zip(layers, left, strict=True):
+        after.annotate(f' {total:,.1f} kB', (total, layer), va='center', fontsize=9)
+    after.set_xlim(0, 1.18 * left.max())
+    after.set_xlabel('encoded (kB)')
+    after.legend(title='part', fontsize=9)
+    before.invert_yaxis()
+    total = sum(original.values())
+    figure.suptitle(f'Where the bytes go: {total / 1e6:,.1f} MB become {left.sum():,.1f} kB')
+    save(figure, folder, 'bytes')
+
+
+def draw_code_lengths(streams, folder):
+    """The bits of each symbol's code word against its frequency, and the ideal length."""
+    figure = Figure((WIDTH, 4.2), layout='constrained')
+    axes = figure.subplots()
+    for part, color, marker in zip(PARTS, COLORS, MARKERS, strict=False):
+        chosen = [stream for stream in streams if stream.part == part and len(stream.counts)]
+        frequencies = np.concatenate([np.empty(0)] + [stream.counts / stream.n_symbols for stream in chosen])
+        lengths = np.concatenate([np.empty(0)] + [stream.lengths for stream in chosen])
+        axes.plot(frequencies, lengths, marker, color=color, markersize=4, alpha=0.6, label=part)
+    lowest = min(stream.counts.min() / stream.n_symbols for stream in streams if len(stream.counts))
+    ideal = np.geomspace(min(lowest, 0.5), 1)
+    axes.plot(ideal, -np.log2(ideal), color=BLACK, label='entropy bound: −log2(frequency)')
+    axes.set_xscale('log')
+    axes.set_xlabel('frequency of the symbol in its stream')
+    axes.set_ylabel('length of its code word (bits)')
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title('Frequent symbols get short codes, but no code word is shorter than one bit')
+    axes.grid(alpha=0.3)
+    axes.legend(title='stream')
+    save(figure, folder, 'code_lengths')

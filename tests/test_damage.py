@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile import RunsCommand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -137,7 +138,7 @@ def test_a_stream_that_is_far_too_long_takes_little_memory(codebook, code):
     Path('s_codebook.bin').write_bytes(codebook)
     Path('s.bin').write_bytes(code)
     tracemalloc.start()
-    with pytest.raises(ValueError, match='^s(_codebook)?.bin: (the tree ends early|expected 100 |the bits stop inside)'):
+    with pytest.raises(ValueError, match='^s(_codebook)?.bin: (the tree ends early|expected 100|the bits stop)'):
         huffman_decode('.', 's', np.int32, 100)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -191,11 +192,6 @@ def test_checksums_are_not_needed_to_decode():
 
 
 # ---- hostile files ---------------------------------------------------------------------------------------------------
-
-class RunsCommand:
-    def __reduce__(self):
-        return os.system, ('touch command-ran',)
-
 
 def test_a_plain_load_of_the_hostile_pickle_would_run_its_command():
     pickle.loads(pickle.dumps(RunsCommand()))

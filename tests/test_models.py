@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile import RunsCommand
 from torch import nn
 
 import net.models
@@ -83,11 +84,6 @@ def test_saving_does_not_follow_a_link_left_in_place_of_the_partial_file():
     assert Path('victim').read_text() == 'precious' and load_model('model.ptmodel')
 
 
-class RunsCommand:
-    def __reduce__(self):
-        return os.system, ('touch command-ran',)
-
-
 def with_changed(change):
     """An AlexNet after `change(model)`."""
     model = AlexNet()
@@ -108,9 +104,9 @@ def rename_layer(model):
     (lambda: AlexNet().state_dict(), 'holds a OrderedDict, expected a whole net.models.AlexNet'),
     (lambda: torch.zeros(3), 'holds a Tensor, expected a whole net.models.AlexNet'),
     (lambda: nn.Linear(2, 2), 'holds a Linear, expected'),
-    (lambda: nn.Sequential(nn.Linear(2, 2)), 'refused, no .ptmodel or more'),
-    (RunsCommand, 'refused, no .ptmodel or more'),
-    (lambda: with_changed(lambda model: setattr(model, 'extra', RunsCommand())), 'refused, no .ptmodel or more'),
+    (lambda: nn.Sequential(nn.Linear(2, 2)), 'refused, no .ptmodel of an AlexNet or more'),
+    (RunsCommand, 'refused, no .ptmodel of an AlexNet or more'),
+    (lambda: with_changed(lambda model: setattr(model, 'extra', RunsCommand())), 'refused, no .ptmodel of an AlexNet'),
     (lambda: with_changed(set_weight(torch.zeros(64, 3, 11, 10))), 'conv1.weight has shape .64, 3, 11, 10., expected'),
     (lambda: with_changed(set_weight(torch.zeros(64, 3, 11, 11).double())), 'conv1.weight is torch.float64'),
     (lambda: with_changed(set_weight(torch.full((64, 3, 11, 11), float('nan')))), 'conv1.weight holds nan'),

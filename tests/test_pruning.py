@@ -126,7 +126,7 @@ def few_digits():
 @pytest.mark.parametrize('crop, expected', [('always', True), ('first', False)])
 def test_random_crops_can_end_with_the_first_training(crop, expected, few_digits, monkeypatch):
     crops = []
-    monkeypatch.setattr(pruning, 'train', lambda *args: crops.append(args[-1]))
+    monkeypatch.setattr(pruning, 'train_epoch', lambda *args: crops.append(args[-1]))
     pruning.prune_gradually(AlexNet(), few_digits, pruning.parse_args(['--crop', crop, '--prune-steps', '3']))
     assert crops == [expected] * 2
 
@@ -137,7 +137,7 @@ def test_pruning_goes_on_from_a_pruned_model(few_digits, monkeypatch):
     model.prune_by_percentile(model.layer_adaptive_rates(2_000_000))
     rates = model.layer_adaptive_rates
     monkeypatch.setattr(model, 'layer_adaptive_rates', lambda keep, cost: asked.append(keep) or rates(keep, cost))
-    monkeypatch.setattr(pruning, 'train', lambda *args: None)
+    monkeypatch.setattr(pruning, 'train_epoch', lambda *args: None)
     pruning.prune_gradually(model, few_digits, pruning.parse_args(['--keep', '1000000', '--prune-steps', '2']))
     assert asked == pytest.approx([2_000_000 / 2**0.875, 1_000_000])
 
@@ -206,43 +206,6 @@ def test_a_sensitivity_alone_selects_std_pruning_in_one_shot():
 def test_rates_override_single_layers_of_the_paper():
     args = pruning.parse_args(['--rates', 'conv1=50,fc2=0.5'])
     assert args.rates == {'conv1': 50, 'fc2': 0.5} and args.keep is None
-
-
-@pytest.mark.parametrize('argv, message', [
-    (['--prune', 'percentile', '--sensitivity', '1'], '--sensitivity goes with --prune std'),
-    (['--prune', 'std', '--rates', 'fc1=9'], '--rates and --keep go with --prune percentile, got --prune std'),
-    (['--prune', 'std', '--keep', '4200'], '--rates and --keep go with --prune percentile, got --prune std'),
-    (['--prune', 'std', '--prune-steps', '40'], '--prune std prunes once, got --prune-steps 40'),
-    (['--rates', 'fc1=9', '--keep', '9'], '--keep: not allowed with argument --rates'),
-    (['--sensitivity', '1', '--rates', 'fc1=9'], '--rates: not allowed with argument --sensitivity'),
-    (['--recipe', 'secret'], "--recipe: invalid choice: 'secret'"),
-    (['--keep', '0'], '--keep: must be at least 1, got 0'),
-    (['--prune-steps', '0'], '--prune-steps: must be at least 1, got 0'),
-    (['--fc-cost', '0'], '--fc-cost: must be at least 0.01, got 0'),
-    (['--retrain-lr', 'inf'], '--retrain-lr: must be at least 0, got inf'),
-    (['--crop', 'never'], "--crop: invalid choice: 'never'"),
-    (['--rates', 'fc9=9'], "unknown layer 'fc9', expected one of conv1, conv2"),
-    (['--rates', 'fc1=101'], 'must be 0 to 100, got 101'),
-    (['--rates', 'fc1'], "'fc1' is not LAYER=PERCENT"),
-    (['--rates', 'fc1=x'], "'fc1=x' is not LAYER=PERCENT"),
-    (['--epochs', '-1'], '--epochs: must be at least 1, got -1'),
-    (['--retrain-epochs', '0'], '--retrain-epochs: must be at least 1, got 0'),
-    (['--batch-size', '0'], '--batch-size: must be at least 1, got 0'),
-    (['--batch-size', 'many'], "--batch-size: invalid int value: 'many'"),
-    (['--lr', '-0.1'], '--lr: must be at least 0, got -0.1'),
-    (['--lr', 'nan'], '--lr: must be at least 0, got nan'),
-    (['--lr', 'inf'], '--lr: must be at least 0, got inf'),
-    (['--sensitivity', '-1'], '--sensitivity: must be at least 0, got -1'),
-    (['--schedule', 'none'], "invalid choice: 'none'"),
-    (['--seed', '-1'], '--seed: must be 0 to 9223372036854775807, got -1'),
-    (['--log', 'missing/log.txt'], '--log: must be a file in an existing folder, got missing/log.txt'),
-    (['--validation', '0'], '--validation: must be at least 1, got 0'),
-])
-def test_bad_arguments_end_in_one_line_and_status_2(argv, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        pruning.parse_args(argv)
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

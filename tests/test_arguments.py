@@ -1,0 +1,211 @@
+"""Every flag of the three scripts, given something bad: one line that names it and what was expected, no traceback."""
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.datasets.cifar
+from hostile import RunsCommand
+from PIL import Image
+
+import huffman_coding
+import pruning
+import util
+import weight_share
+from net.models import AlexNet, save_model
+
+SCRIPTS = {'pruning': pruning, 'weight_share': weight_share, 'huffman_coding': huffman_coding}
+ALL, TRAINING = list(SCRIPTS), ['pruning', 'weight_share']
+DIGITS = ['--data', 'digits', '--no-cuda']
+
+BAD_ARGUMENTS = [  # scripts, arguments, what the line says
+    (ALL, '--log missing/log.txt', '--log: must be a file in an existing folder, got missing/log.txt'),
+    (ALL, '--log .', '--log: must be a file in an existing folder, got .'),
+    (ALL, '--no-cuda=yes', "--no-cuda: ignored explicit argument 'yes'"),
+    (ALL, '--data', '--data: expected one argument'),
+    (ALL, '--figures a-file', '--figures: must be a folder, got a-file'),
+    (ALL, '--load-model-path', '--load-model-path: expected one argument'),
+    (ALL, '--epoch-count 3', 'unrecognized arguments: --epoch-count 3'),
+    (ALL, 'saves/model.ptmodel', 'unrecognized arguments: saves/model.ptmodel'),
+    (TRAINING, '--batch-size 0', '--batch-size: must be at least 1, got 0'),
+    (TRAINING, '--batch-size many', "--batch-size: invalid int value: 'many'"),
+    (TRAINING, '--test-batch-size -5', '--test-batch-size: must be at least 1, got -5'),
+    (TRAINING, '--test-batch-size 1e3', "--test-batch-size: invalid int value: '1e3'"),
+    (TRAINING, '--epochs -1', '--epochs: must be at least [01], got -1'),
+    (TRAINING, '--epochs 1.5', "--epochs: invalid int value: '1.5'"),
+    (TRAINING, '--lr -0.1', '--lr: must be at least 0, got -0.1'),
+    (TRAINING, '--lr nan', '--lr: must be at least 0, got nan'),
+    (TRAINING, '--lr inf', '--lr: must be at least 0, got inf'),
+    (TRAINING, '--weight-decay -1', '--weight-decay: must be at least 0, got -1'),
+    (TRAINING, '--schedule none', "--schedule: invalid choice: 'none' (choose from"),
+    (TRAINING, '--seed -1', '--seed: must be 0 to 9223372036854775807, got -1'),
+    (TRAINING, '--seed 9223372036854775808', '--seed: must be 0 to 9223372036854775807, got 9223372036854775808'),
+    (TRAINING, '--log-interval 0', '--log-interval: must be at least 1, got 0'),
+    (TRAINING, '--validation 0', '--validation: must be at least 1, got 0'),
+    (TRAINING, '--resume --restart', '--restart: not allowed with argument --resume'),
+    (['pruning'], '--recipe secret', "--recipe: invalid choice: 'secret' (choose from"),
+    (['pruning'], '--crop never', "--crop: invalid choice: 'never' (choose from"),
+    (['pruning'], '--prune magnitude', "--prune: invalid choice: 'magnitude' (choose from"),
+    (['pruning'], '--keep 0', '--keep: must be at least 1, got 0'),
+    (['pruning'], '--fc-cost 0', '--fc-cost: must be at least 0.01, got 0'),
+    (['pruning'], '--prune-steps 0', '--prune-steps: must be at least 1, got 0'),
+    (['pruning'], '--retrain-epochs 0', '--retrain-epochs: must be at least 1, got 0'),
+    (['pruning'], '--retrain-lr inf', '--retrain-lr: must be at least 0, got inf'),
+    (['pruning'], '--sensitivity -1', '--sensitivity: must be at least 0, got -1'),
+    (['pruning'], '--rates fc9=9', "--rates: unknown layer 'fc9', expected one of conv1, conv2"),
+    (['pruning'], '--rates fc1=101', '--rates: must be 0 to 100, got 101'),
+    (['pruning'], '--rates fc1', "--rates: 'fc1' is not LAYER=PERCENT"),
+    (['pruning'], '--rates fc1=x', "--rates: 'fc1=x' is not LAYER=PERCENT"),
+    (['pruning'], '--rates fc1=9,fc2=9,fc1=8', '--rates: fc1 must be given once, got fc1=9,fc2=9,fc1=8'),
+    (['pruning'], '--prune percentile --sensitivity 1', '--sensitivity goes with --prune std, got --prune percentile'),
+    (['pruning'], '--prune std --rates fc1=9', '--rates and --keep go with --prune percentile, got --prune std'),
+    (['pruning'], '--prune std --keep 4200', '--rates and --keep go with --prune percentile, got --prune std'),
+    (['pruning'], '--prune std --prune-steps 40', '--prune std prunes once, got --prune-steps 40'),
+    (['pruning'], '--rates fc1=9 --keep 9', '--keep: not allowed with argument --rates'),
+    (['pruning'], '--sensitivity 1 --rates fc1=9', '--rates: not allowed with argument --sensitivity'),
+    (['weight_share'], '--bits 0', '--bits: must be 1 to 8, got 0'),
+    (['weight_share'], '--bits 9', '--bits: must be 1 to 8, got 9'),
+    (['weight_share'], '--bits x', "--bits: invalid int value: 'x'"),
+    (['weight_share'], '--fc-bits 9', '--fc-bits: must be 1 to 8, got 9'),
+    (['weight_share'], '--bias-bits 0', '--bias-bits: must be 1 to 8, got 0'),
+    (['weight_share'], '--sort-units=1', "--sort-units: ignored explicit argument '1'"),
+    (['weight_share'], '--bfloat16=1', "--bfloat16: ignored explicit argument '1'"),
+    (['weight_share'], '--moving=1', "--moving: ignored explicit argument '1'"),
+    (['weight_share'], '--save-model-path', '--save-model-path: expected one argument'),
+    (['huffman_coding'], '--student-id ../../x', "--student-id: must be letters and digits, got '../../x'"),
+    (['huffman_coding'], '--student-id a.b', "--student-id: must be letters and digits, got 'a.b'"),
+    (['huffman_coding'], '--student-id=', "--student-id: must be letters and digits, got ''"),
+    (['huffman_coding'], '--student-id 學號', "--student-id: must be letters and digits, got '學號'"),
+    (['huffman_coding'], '--compact missing/z', '--compact: must be a file in an existing folder, got missing/z'),
+    (['huffman_coding'], '--from-compact x', '--from-compact goes with --save-model-path or --classify, got neither'),
+    (['huffman_coding'], '--save-model-path y', '--save-model-path goes with --from-compact, got only the first'),
+    (['huffman_coding'], '--from-compact x --save-model-path y --compact z', 'only decodes, got --compact'),
+    (['huffman_coding'], '--from-compact x --save-model-path y --student-id x1', 'only decodes, got --student-id'),
+    (['huffman_coding'], '--classify x.png --figures figures', '--classify only decodes, got --figures'),
+]
+CASES = [(script, arguments, message) for scripts, arguments, message in BAD_ARGUMENTS for script in scripts]
+
+
+def status_and_line(script, arguments, capsys):
+    """Run a script's main as from the command line -> exit status, and the one line that it ends with."""
+    with pytest.raises(SystemExit) as stopped:
+        util.run(lambda: SCRIPTS[script].main(arguments))
+    error = capsys.readouterr().err + (f'{stopped.value.code}\n' if isinstance(stopped.value.code, str) else '')
+    assert len(error.splitlines()) == 1
+    return 1 if isinstance(stopped.value.code, str) else stopped.value.code, error
+
+
+@pytest.mark.parametrize('script, arguments, message', CASES)
+def test_a_bad_argument_ends_in_one_line_and_status_2(script, arguments, message, capsys):
+    Path('a-file').touch()
+    status, line = status_and_line(script, arguments.split(), capsys)
+    assert status == 2 and line.startswith('error: ')
+    assert message in line or re.search(message, line)
+    assert os.listdir() == ['a-file']
+
+
+@pytest.mark.parametrize('script', ALL)
+def test_the_tables_know_every_flag(script, capsys):
+    with pytest.raises(SystemExit):
+        SCRIPTS[script].main(['--help'])
+    flags = set(re.findall(r'--[a-z][a-z0-9-]+', capsys.readouterr().out.split('\n\n')[0]))
+    tried = {flag for name, arguments, _ in CASES if name == script for flag in re.findall(r'--[a-z0-9-]+', arguments)}
+    assert flags and flags <= tried
+
+
+# ---- bad inputs ------------------------------------------------------------------------------------------------------
+
+def no_images():
+    for split in ('train', 'test'):
+        Path('images', split, 'cat').mkdir(parents=True)
+
+
+def one_unreadable_image():
+    for split in ('train', 'test'):
+        Path('images', split, 'cat').mkdir(parents=True)
+        for i in range(3):
+            Image.new('RGB', (32, 32), (i, 0, 0)).save(f'images/{split}/cat/{i}.png')
+        os.truncate(f'images/{split}/cat/1.png', 50)
+
+
+def only_other_classes():
+    one_unreadable_image()
+    Path('images/test/cat').rename('images/test/dog')
+
+
+def state_dict():
+    torch.save(AlexNet().state_dict(), 'model.ptmodel')
+
+
+def other_classes():
+    save_model(AlexNet(n_classes=3), 'model.ptmodel')
+
+
+def truncated():
+    save_model(AlexNet(), 'model.ptmodel')
+    os.truncate('model.ptmodel', 40_000_000)
+
+
+def one_byte_flipped():
+    save_model(AlexNet(), 'model.ptmodel')
+    data = bytearray(Path('model.ptmodel').read_bytes())
+    data[40_000_000] ^= 1
+    Path('model.ptmodel').write_bytes(data)
+
+
+def good_model():
+    save_model(AlexNet(), 'model.ptmodel')
+
+
+IMAGES, MODEL = '--data images --load-model-path model.ptmodel', '--data digits --load-model-path model.ptmodel'
+BAD_INPUTS = [  # scripts, what is there, arguments, what the line says
+    (ALL, [good_model, no_images], IMAGES, r'^error: images: expected images in train/<class>/ and test/<class>/'),
+    (ALL, [good_model, one_unreadable_image], IMAGES, r'^error: images/(train|test)/cat/1.png: not a readable image'),
+    (ALL, [good_model, only_other_classes], IMAGES,
+     r'^error: images: train/ and test/ must hold the same classes, only one has cat, dog'),
+    (ALL, [], MODEL, r'^error: model.ptmodel: no such file, expected a .ptmodel of an AlexNet'),
+    (ALL, [state_dict], MODEL, r'^error: model.ptmodel: holds a OrderedDict, expected a whole net.models.AlexNet'),
+    (ALL, [other_classes], MODEL, r'^error: the model tells 3 classes apart, the data has 10'),
+    (ALL, [truncated], MODEL, r'^error: model.ptmodel: not a readable .ptmodel of an AlexNet \(truncated'),
+    (ALL, [one_byte_flipped], MODEL, r'^error: model.ptmodel: not a readable .ptmodel of an AlexNet \(truncated, dam'),
+    (TRAINING, [good_model], f'{MODEL} --validation 1437', 'can hold out 1 to 1436 of the training images, got 1437'),
+    (TRAINING, [good_model], f'{MODEL} --resume', '^error: saves/checkpoint.pt: no such file, so there is nothing to'),
+    (['pruning'], [good_model], f'{MODEL} --keep 99999999',
+     '--keep must be at most the 20335296 weights of the network, got 99999999'),
+    (['weight_share'], [good_model], f'{MODEL} --save-model-path model.ptmodel/x.ptmodel', "model.ptmodel'"),
+    (['huffman_coding'], [], '--from-compact x.dcan --save-model-path y', '^error: x.dcan: cannot be read'),
+]
+
+
+@pytest.mark.parametrize('script, files, arguments, message', [
+    (script, *case) for scripts, *case in BAD_INPUTS for script in scripts])
+def test_a_bad_input_ends_in_one_line_and_status_1(script, files, arguments, message, capsys):
+    for make in files:
+        make()
+    before = sorted(Path().rglob('*'))
+    status, line = status_and_line(script, [*arguments.split(), '--no-cuda'], capsys)
+    assert status == 1 and re.search(message, line)
+    assert [path for path in sorted(Path().rglob('*')) if path not in before and path != Path('saves')] == []
+
+
+def test_a_missing_matplotlib_is_named_with_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(util.importlib.util, 'find_spec', lambda name: None)
+    status, line = status_and_line('pruning', [*DIGITS, '--figures', 'figures'], capsys)
+    assert status == 2 and '--figures: needs matplotlib, which is not installed: pip install matplotlib' in line
+
+
+def test_a_planted_batch_of_cifar10_is_not_unpickled(monkeypatch, capsys):
+    """torchvision's CIFAR-10 is made of pickles: only those with the right checksums are read."""
+    def no_network(*args, **kwargs):
+        raise OSError('no route to host')
+
+    monkeypatch.setattr(torchvision.datasets.cifar, 'download_and_extract_archive', no_network)
+    folder = Path('data/cifar-10-batches-py')
+    folder.mkdir(parents=True)
+    for name in ('batches.meta', 'test_batch', *(f'data_batch_{i}' for i in range(1, 6))):
+        (folder / name).write_bytes(pickle.dumps(RunsCommand()))
+    status, line = status_and_line('pruning', ['--no-cuda'], capsys)
+    assert status == 1 and "CIFAR-10 is not in 'data' and cannot be downloaded (no route to host)" in line
+    assert not Path('command-ran').exists()

@@ -1,0 +1,255 @@
+"""Checkpoints: a training that is interrupted after any epoch goes on and ends in the same bits."""
+import copy
+import os
+import re
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from hostile import RunsCommand
+
+import pruning
+import util
+import weight_share
+from net.checkpoint import PATH, Checkpoint
+from net.live import live_part, remove_dead_weights
+from net.models import AlexNet, save_archive
+from net.quantization import apply_weight_sharing, codebooks_as_parameters
+
+
+@pytest.fixture(scope='module')
+def images():
+    pixels = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    return util.Images(pixels, torch.arange(20) % 10, tuple('0123456789'))
+
+
+@pytest.fixture(scope='module')
+def pruned():
+    torch.manual_seed(1)
+    model = AlexNet()
+    model.prune_by_percentile(model.layer_adaptive_rates(30_000))
+    remove_dead_weights(model, drop_constants=True)
+    return model
+
+
+def arguments(*argv):
+    return pruning.parse_args(['--batch-size', '7', '--weight-decay', '1e-4', *argv])
+
+
+def interrupt_after(n_saves, monkeypatch):
+    """Let Ctrl-C come right after the checkpoint has been written that many times."""
+    save, calls = Checkpoint.save, []
+
+    def save_and_stop(self, *args):
+        save(self, *args)
+        calls.append(args)
+        if len(calls) == n_saves:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(Checkpoint, 'save', save_and_stop)
+
+
+def run_interrupted(run, n_saves, monkeypatch):
+    """`run(checkpoint)`, stopped after `n_saves` epochs and resumed -> what it returns then."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(n_saves, patch)
+        run(Checkpoint('test', ['only'], arguments()))
+    torch.manual_seed(99)  # whatever the random generators are at then
+    return run(Checkpoint('test', ['only'], arguments('--resume')))
+
+
+CONTEXTS = {
+    'live part': lambda model: [live_part(model)],
+    'codebooks': lambda model: [live_part(model), codebooks_as_parameters(model)],
+    'shared biases': lambda model: [live_part(model), codebooks_as_parameters(model, shared_biases=True)],
+    'moving': lambda model: [live_part(model), codebooks_as_parameters(model, moving=True)],
+}
+
+
+@pytest.mark.parametrize('n_saves', [1, 2])
+@pytest.mark.parametrize('schedule', ['one-cycle', 'cosine'])
+@pytest.mark.parametrize('contexts', CONTEXTS.values(), ids=CONTEXTS)
+def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, schedule, n_saves, pruned, images, monkeypatch):
+    def run(checkpoint):
+        model = copy.deepcopy(pruned)
+        if contexts is not CONTEXTS['live part']:
+            apply_weight_sharing(model, 3, bias_bits=3)
+        checkpoint.enter('only', model)
+        with ExitStack() as stack:
+            for context in contexts(model):
+                stack.enter_context(context)
+            pruning.fit(model, images, 3, 1e-3, arguments('--schedule', schedule), True, checkpoint)
+        assert [entry['epoch'] for entry in checkpoint.history] == [1, 2, 3]
+        checkpoint.finish()
+        return [param.detach().clone() for param in model.parameters()]
+
+    torch.manual_seed(5)
+    expected = run(Checkpoint('test', ['only'], arguments()))
+    assert not PATH.exists()
+    torch.manual_seed(5)
+    resumed = run_interrupted(run, n_saves, monkeypatch)
+    assert all(torch.equal(a, b) for a, b in zip(expected, resumed, strict=True))
+    assert not PATH.exists()
+
+
+@pytest.mark.parametrize('n_saves', [1, 2])
+def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves, pruned, images, monkeypatch):
+    def run(checkpoint):
+        model = copy.deepcopy(pruned)
+        checkpoint.enter('only', model)
+        pruning.prune_gradually(model, images, arguments('--keep', '5000', '--prune-steps', '3'), checkpoint)
+        assert [entry['alive'] for entry in checkpoint.history] == sorted(
+            (entry['alive'] for entry in checkpoint.history), reverse=True)
+        checkpoint.finish()
+        return [param.detach().clone() for param in model.parameters()]
+
+    torch.manual_seed(5)
+    expected = run(Checkpoint('test', ['only'], arguments()))
+    torch.manual_seed(5)
+    resumed = run_interrupted(run, n_saves, monkeypatch)
+    assert all(torch.equal(a, b) for a, b in zip(expected, resumed, strict=True))
+
+
+def test_a_run_that_was_past_a_phase_skips_it(pruned, images, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(1, patch)
+        checkpoint = Checkpoint('test', ['first', 'second'], arguments())
+        assert checkpoint.enter('first', pruned) and checkpoint.enter('second', pruned)
+        with live_part(pruned):
+            pruning.fit(copy.deepcopy(pruned), images, 2, 1e-3, arguments(), False, checkpoint)
+    resumed = Checkpoint('test', ['first', 'second'], arguments('--resume'))
+    model = AlexNet()
+    assert not resumed.enter('first', model)
+    assert resumed.enter('second', model) and torch.equal(model.fc2.weight, pruned.fc2.weight)
+
+
+def test_the_history_holds_accuracies_only_if_they_are_asked_for(pruned, images):
+    checkpoint = Checkpoint('test', ['only'], arguments())
+    checkpoint.enter('only', pruned)
+    model = copy.deepcopy(pruned)
+    pruning.fit(model, images, 1, 1e-3, arguments(), False, checkpoint)
+    checkpoint.accuracy = lambda model: 12.5
+    pruning.fit(model, images, 1, 1e-3, arguments(), False, checkpoint)
+    assert [entry['accuracy'] for entry in checkpoint.history] == [None, 12.5]
+    assert all(entry['phase'] == 'only' and entry['loss'] > 0 and entry['alive'] > 500 for entry in checkpoint.history)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def written(pruned):
+    """A checkpoint of an interrupted run of pruning.py, and what is in it."""
+    checkpoint = Checkpoint('pruning.py', pruning.PHASES, arguments())
+    checkpoint.enter('pruning', pruned)
+    optimizer = pruning.make_adam(pruned, 1e-3, arguments())
+    checkpoint.save(pruned, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer), 1, 2.5)
+    return torch.load(PATH, weights_only=True)
+
+
+def flip_a_byte():
+    data = bytearray(PATH.read_bytes())
+    data[len(data) // 2] ^= 1
+    PATH.write_bytes(data)
+
+
+DAMAGES = {
+    'one byte': (flip_a_byte, 'not a readable checkpoint (truncated, damaged'),
+    'truncated': (lambda: os.truncate(PATH, 1_000_000), 'not a readable checkpoint (truncated, damaged'),
+    'empty': (lambda: os.truncate(PATH, 0), 'not a readable checkpoint (truncated, damaged'),
+    'a command': (lambda: save_archive(RunsCommand(), PATH), 'refused, no checkpoint or more than that in it'),
+    'another file': (lambda: save_archive([1, 2], PATH), 'not a checkpoint of these scripts'),
+}
+
+
+@pytest.mark.parametrize('damage, message', DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_or_hostile_checkpoint_is_refused_by_name(damage, message, written):
+    damage()
+    with pytest.raises(SystemExit, match=f'^error: {PATH}: {re.escape(message)}'):
+        util.run(lambda: pruning.main(['--batch-size', '7', '--weight-decay', '1e-4', '--resume']))
+    assert not Path('command-ran').exists()
+
+
+CHANGES = {  # how each changes what is stored, in place
+    'field missing': (lambda stored: stored.pop('random'), 'not a checkpoint of these scripts'),
+    'field of another type': (lambda stored: stored.update(epoch='many'), 'not a checkpoint of these scripts'),
+    'unknown phase': (lambda stored: stored.update(phase='waiting'),
+                      'phase must be one of initial training, pruning, retraining, got waiting'),
+    'other shapes': (lambda stored: stored['start'].update({'fc3.bias': torch.zeros(3)}), 'does not fit this run'),
+    'random state': (lambda stored: stored.update(random=(torch.zeros(3), [])), 'does not fit this run'),
+    'no optimizer': (lambda stored: stored.update(optimizer={}), 'does not fit this run'),
+}
+
+
+@pytest.mark.parametrize('change, message', CHANGES.values(), ids=CHANGES)
+def test_a_checkpoint_that_was_tampered_with_is_refused_by_name(change, message, written):
+    change(written)
+    save_archive(written, PATH)
+    with pytest.raises(ValueError, match=f'^{PATH}: {re.escape(message)}'):
+        model = AlexNet()
+        checkpoint = Checkpoint('pruning.py', pruning.PHASES, arguments('--resume'))
+        checkpoint.enter('pruning', model)
+        optimizer = pruning.make_adam(model, 1e-3, arguments())
+        checkpoint.restore(model, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer))
+
+
+def test_other_arguments_are_refused_with_both_values(written):
+    with pytest.raises(ValueError, match=f'^{PATH}: belongs to a run with --batch-size 7, got 256; --seed 42, got 1$'):
+        Checkpoint('pruning.py', pruning.PHASES, pruning.parse_args(['--weight-decay=1e-4', '--seed=1', '--resume']))
+
+
+def test_another_script_is_refused_with_both_names(written):
+    with pytest.raises(ValueError, match=f'^{PATH}: belongs to pruning.py, got --resume for weight_share.py$'):
+        Checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--resume']))
+
+
+def test_the_log_and_the_figures_may_be_others(written):
+    args = arguments('--resume', '--log', 'other.txt', '--figures', 'figures')
+    assert Checkpoint('pruning.py', pruning.PHASES, args).history == written['history']
+
+
+@pytest.mark.parametrize('main', [pruning.main, weight_share.main])
+def test_a_checkpoint_is_not_thrown_away_silently(main, written):
+    before = PATH.read_bytes()
+    with pytest.raises(SystemExit, match=f'^error: {PATH}: a run was interrupted; --resume goes on with it, --restart'):
+        util.run(lambda: main(['--data', 'digits']))
+    assert PATH.read_bytes() == before
+
+
+def test_restart_throws_it_away(written):
+    Checkpoint('pruning.py', pruning.PHASES, arguments('--restart'))
+    assert not PATH.exists()
+
+
+def test_nothing_to_resume_is_an_error():
+    with pytest.raises(SystemExit, match=f'^error: {PATH}: no such file, so there is nothing to resume'):
+        util.run(lambda: pruning.main(['--resume']))
+
+
+@pytest.mark.parametrize('written_yet, message', [
+    (True, f'interrupted: the same command with --resume goes on from {PATH}\n'),
+    (False, 'interrupted: there is nothing to resume, start again\n')])
+def test_ctrl_c_says_how_to_go_on(written_yet, message, capsys):
+    def interrupted():
+        if written_yet:
+            PATH.parent.mkdir()
+            PATH.touch()
+        raise KeyboardInterrupt
+    with pytest.raises(SystemExit) as stopped:
+        util.run(interrupted, PATH)
+    assert stopped.value.code == 130 and capsys.readouterr().err == message
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_training_on_the_gpu_is_resumed(pruned, images, monkeypatch):
+    def run(checkpoint):
+        model = copy.deepcopy(pruned).cuda()
+        checkpoint.enter('only', model)
+        with live_part(model):
+            pruning.fit(model, images.to('cuda'), 3, 1e-3, arguments(), True, checkpoint)
+        checkpoint.finish()
+        return torch.cuda.get_rng_state()
+
+    torch.manual_seed(5)
+    expected = run(Checkpoint('test', ['only'], arguments()))
+    torch.manual_seed(5)
+    assert torch.equal(run_interrupted(run, 2, monkeypatch), expected)

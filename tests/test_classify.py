@@ -1,0 +1,57 @@
+"""The network that comes with the scripts, decoded and used from the command line."""
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+import huffman_coding
+import util
+
+
+def photo(name='photo.png', size=(64, 48)):
+    Image.effect_noise(size, 80).convert('RGB').save(name)
+    return name
+
+
+def test_a_photo_is_classified_without_any_data(capsys):
+    huffman_coding.main(['--classify', photo(), photo('grey.jpg'), '--no-cuda'])
+    decoded, data, *lines = capsys.readouterr().out.splitlines()
+    assert decoded.endswith('tests/data/alexnet-cifar10.dcan: 6736 bytes, decoded')
+    assert data == "There are no images in 'data' to measure the accuracy on"
+    for name, line in zip(['photo.png', 'grey.jpg'], lines, strict=True):
+        found = re.findall(r'([a-z]+) ([\d.]+) %', line)
+        assert line.startswith(f'{name}: ') and len(found) == 3
+        assert {label for label, _ in found} <= set(huffman_coding.CIFAR10_CLASSES)
+        shares = [float(share) for _, share in found]
+        assert shares == sorted(shares, reverse=True) and sum(shares) <= 100.1
+
+
+def test_the_answer_is_that_of_the_network(capsys):
+    huffman_coding.main(['--classify', photo(), '--no-cuda'])
+    model = huffman_coding.load_compact(huffman_coding.SHIPPED).eval()
+    pixels = util.load_photo('photo.png')
+    assert pixels.shape == (1, 3, 32, 32) and pixels.dtype == torch.uint8
+    best = model(util.normalize(pixels)).argmax().item()
+    assert f'photo.png: {huffman_coding.CIFAR10_CLASSES[best]} ' in capsys.readouterr().out
+
+
+def test_the_accuracy_is_measured_where_there_is_data(capsys):
+    huffman_coding.main(['--classify', '--data', 'digits', '--no-cuda'])
+    assert re.search(r'^Test set: .* Accuracy: \d+/360', capsys.readouterr().out, re.M)
+
+
+def test_a_photo_is_its_middle_square(tmp_path):
+    image = Image.new('RGB', (96, 32), 'red')
+    image.paste('blue', (32, 0, 64, 32))
+    image.save('flag.png')
+    assert util.load_photo('flag.png')[0, :, 16, 16].tolist() == [0, 0, 255]
+    assert (util.load_photo('flag.png')[0, 0] == 0).all()
+
+
+@pytest.mark.parametrize('content', [None, b'', b'no image'])
+def test_what_is_no_image_ends_in_one_line(content):
+    if content is not None:
+        open('x.png', 'wb').write(content)
+    with pytest.raises(SystemExit, match='^error: x.png: not a readable image'):
+        util.run(lambda: huffman_coding.main(['--classify', 'x.png', '--no-cuda']))

@@ -1,0 +1,141 @@
+"""The figures, drawn from small made-up runs and from the scripts on digits: axes, labels and what is drawn in them."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import huffman_coding
+import pruning
+import weight_share
+from net import figures
+from net.models import AlexNet
+from net.statistics import Stream
+
+LAYERS = list(AlexNet.DEFAULT_PRUNE_RATE)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """name -> figure, instead of files."""
+    drawn = {}
+    monkeypatch.setattr(figures, 'save', lambda figure, folder, name: drawn.update({name: figure}))
+    return drawn
+
+
+def labels(axes):
+    return axes.get_xlabel(), axes.get_ylabel()
+
+
+def test_the_sensitivity_has_a_line_for_each_layer_and_a_point_for_each_percentage(drawn):
+    scan = {name: {100: 80., 30: 70. - i, 5: 20.} for i, name in enumerate(LAYERS)}
+    figures.draw_sensitivity(scan, '300 held-out training images', 'figures')
+    axes, = drawn['sensitivity'].axes
+    assert labels(axes)[1] == 'accuracy on 300 held-out training images (%)' and 'weights kept' in labels(axes)[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == LAYERS
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[100, 30, 5]] * 8
+    assert axes.lines[3].get_ydata().tolist() == [80, 67, 20] and axes.get_title()
+    styles = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.lines}
+    assert len(styles) == 8 and len({line.get_marker() for line in axes.lines}) == 8  # told apart in print, too
+
+
+def test_the_history_has_loss_accuracy_and_weights_on_one_axis_of_epochs(drawn):
+    rows = [('initial training', 2.0, 1000, 30.), ('initial training', 1.5, 1000, 40.), ('pruning', 1.7, 100, None),
+            ('retraining', 1.2, 10, 50.)]
+    history = [dict(zip(('phase', 'loss', 'alive', 'accuracy'), row, strict=True)) for row in rows]
+    figures.draw_history(history, '300 held-out training images', 'figures')
+    loss, accuracy, alive = drawn['history'].axes
+    for axes, values in (loss, [2, 1.5, 1.7, 1.2]), (accuracy, [30, 40, np.nan, 50]), (alive, [1000, 1000, 100, 10]):
+        assert axes.lines[0].get_xdata().tolist() == [1, 2, 3, 4]
+        np.testing.assert_array_equal(axes.lines[0].get_ydata(), values)
+    assert [text.get_text() for text in loss.texts] == ['initial training', 'pruning', 'retraining']
+    assert (loss.get_ylabel(), accuracy.get_ylabel(), alive.get_xlabel()) == (
+        'training loss (nats)', 'accuracy (%)', 'epochs')
+    assert alive.get_yscale() == 'log' and '300 held-out training images' in drawn['history'].get_suptitle()
+
+
+def shared_layer(n):
+    """Weights around two centroids, -1 and 1, of which training moves the second one to 2."""
+    clustered = np.where(np.arange(n) % 3 == 0, 1, -1).astype(np.float32)
+    trained = np.where(clustered == 1, np.float32(2), clustered)
+    return figures.SharedLayer(clustered * np.float32(1.5), clustered, trained)
+
+
+def test_the_centroids_stand_in_the_histogram_of_each_layer(drawn):
+    figures.draw_centroids({name: shared_layer(12 * i + 12) for i, name in enumerate(LAYERS)}, 'figures')
+    panels = drawn['centroids'].axes
+    assert [axes.get_title() for axes in panels][:2] == ['conv1: 12 weights', 'conv2: 24 weights'] and len(panels) == 8
+    assert [sum(bar.get_height() for bar in axes.patches) for axes in panels] == [12 * i + 12 for i in range(8)]
+    assert [line.get_xdata().tolist() for line in panels[0].lines] == [[-1, 1], [-1, 2]]
+    assert drawn['centroids'].get_supxlabel() and drawn['centroids'].get_supylabel()
+    assert len(drawn['centroids'].legends) == 1
+
+
+def test_weights_per_centroid_and_the_quantisation_error_are_counted(drawn):
+    layers = {name: shared_layer(12) for name in LAYERS}
+    layers['fc3'] = figures.SharedLayer(*[np.empty(0, np.float32)] * 3)  # nothing is left
+    figures.draw_sharing(layers, 'figures')
+    *panels, errors = drawn['sharing'].axes
+    assert [bar.get_height() for bar in panels[0].patches] == [8, 4] and len(panels[7].patches) == 0
+    # Weights of 1.5 became 1: a third is missing. Afterwards four of twelve are 2, so these are off by a third as well.
+    np.testing.assert_allclose([bar.get_height() for bar in errors.patches], ([100 / 3] * 7 + [0]) * 2, rtol=1e-5)
+    assert 'RMS error' in errors.get_ylabel() and [text.get_text() for text in errors.get_xticklabels()] == LAYERS
+
+
+STREAMS = [Stream('conv1.weight', 'data', np.array([6, 2]), np.array([1, 1]), 10, 2),
+           Stream('conv1.weight', 'length', np.array([4, 2, 2]), np.array([1, 2, 2]), 14, 3),
+           Stream('fc1.weight', 'indices', np.array([], int), np.array([], int), 1, 1)]
+
+
+def test_the_bytes_of_each_layer_are_stacked_beside_the_original_ones(drawn):
+    figures.draw_bytes(STREAMS, {'conv1': 8, 'fc1': 16}, {'conv1': 4000, 'fc1': 80000}, 'figures')
+    before, after = drawn['bytes'].axes
+    assert [bar.get_width() for bar in before.patches] == [0.004, 0.08]
+    widths = np.reshape([bar.get_width() for bar in after.patches], (6, 2))  # parts, layers
+    np.testing.assert_allclose(widths * 1000, [[2, 0], [0, 1], [0, 0], [3, 0], [24, 1], [8, 16]])
+    assert [text.get_text() for text in after.get_legend().get_texts()] == [
+        'data', 'indices', 'indptr', 'length', 'codebooks', 'biases']
+    assert (before.get_xlabel(), after.get_xlabel()) == ('original, float32 (MB)', 'encoded (kB)')
+    assert [text.get_text().strip() for text in after.texts] == ['0.0 kB', '0.0 kB']
+
+
+def test_each_symbol_is_a_point_beside_the_entropy_bound(drawn):
+    figures.draw_code_lengths(STREAMS, 'figures')
+    axes, = drawn['code_lengths'].axes
+    data, indices, indptr, length, ideal = axes.lines
+    assert (data.get_xdata().tolist(), data.get_ydata().tolist()) == ([0.75, 0.25], [1, 1])
+    assert (length.get_xdata().tolist(), length.get_ydata().tolist()) == ([0.5, 0.25, 0.25], [1, 2, 2])
+    assert len(indices.get_xdata()) == len(indptr.get_xdata()) == 0
+    np.testing.assert_allclose(ideal.get_ydata(), -np.log2(ideal.get_xdata()))
+    assert labels(axes) == ('frequency of the symbol in its stream', 'length of its code word (bits)')
+
+
+def test_a_figure_is_written_as_png_in_one_piece(capsys):
+    figures.draw_code_lengths(STREAMS, 'new/folder')
+    assert Path('new/folder/code_lengths.png').read_bytes()[:4] == b'\x89PNG'
+    assert [path.name for path in Path('new/folder').iterdir()] == ['code_lengths.png']
+    assert capsys.readouterr().out == 'Wrote new/folder/code_lengths.png\n'
+
+
+def test_the_scripts_draw_all_figures_on_digits():
+    digits = ['--data', 'digits', '--no-cuda', '--figures', 'figures']
+    pruning.main([*digits, '--epochs', '1', '--keep', '20000', '--prune-steps', '2', '--retrain-epochs', '1',
+                  '--validation', '100'])
+    assert sorted(path.stem for path in Path('figures').iterdir()) == ['history', 'sensitivity']
+    weight_share.main([*digits, '--epochs', '1', '--validation', '100'])
+    huffman_coding.main(digits)
+    assert sorted(path.name for path in Path('figures').iterdir()) == [
+        'bytes.png', 'centroids.png', 'code_lengths.png', 'history.png', 'sensitivity.png', 'sharing.png']
+    assert all(path.read_bytes()[:4] == b'\x89PNG' for path in Path('figures').iterdir())
+
+
+def test_a_scan_prunes_one_layer_at_a_time_and_leaves_the_model_as_it_was():
+    model, seen = AlexNet(), []
+    before = [param.clone() for param in model.parameters()]
+    scan = pruning.sensitivity_scan(model, lambda model: seen.append(
+        [int(torch.count_nonzero(layer.weight)) / layer.weight.numel() for layer in model.children()]) or len(seen))
+    assert list(scan) == LAYERS and list(scan['fc3'].values())[-1] == len(seen) == 8 * len(pruning.SCANNED_PERCENTS)
+    for i, kept in enumerate(seen):
+        layer, percent = i // len(pruning.SCANNED_PERCENTS), pruning.SCANNED_PERCENTS[i % len(pruning.SCANNED_PERCENTS)]
+        assert kept == pytest.approx([1.] * layer + [percent / 100] + [1.] * (7 - layer), rel=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
