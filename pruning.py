@@ -223,6 +223,23 @@ def sensitivity_scan(model, accuracy):
     return scan
 
 
+def make_model(args, n_classes, device):
+    """The model to begin with: a new one, or that of --load-model-path. ValueError if it has not --keep weights."""
+    model = load_model(args.load_model_path, device) if args.load_model_path else AlexNet(n_classes).to(device)
+    n_weights = sum(int(torch.count_nonzero(layer.weight)) for layer in model.children())
+    if args.keep is not None and args.keep > n_weights:
+        raise ValueError(f'--keep must be at most the {n_weights} weights of the network, got {args.keep}')
+    return model
+
+
+def images_for_figures(args, images, test_images):
+    """What figures show the accuracy on, never the test set: held-out images, or else some of the others; its name."""
+    if args.validation:
+        return test_images, f'{len(test_images.labels):,} held-out training images'
+    n = min(1000, len(images.labels) - 1)
+    return images.split(n)[1], f'{n:,} of the training images'
+
+
 def main(argv=None):
     args = parse_args(argv)
     checkpoint = Checkpoint('pruning.py', PHASES, args)
@@ -230,28 +247,16 @@ def main(argv=None):
     device = util.pick_device(args.no_cuda)
     Path('saves').mkdir(exist_ok=True)  # if it cannot be made, better now than after the training
     images, test_images, title = util.load_splits(args, device)
+    if args.figures:
+        from net import figures
+        shown, shown_name = images_for_figures(args, images, test_images)
+        checkpoint.accuracy = lambda model: 100 * util.evaluate(model, shown)[1] / len(shown.labels)
 
     def report(key):
         accuracy = util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
         util.log(f'{key} {accuracy}', args.log)
 
-    def scan_accuracy(model):
-        """For figures: on held-out images, or, if there are none, on some of those that the model was trained on."""
-        return util.evaluate(model, scanned, args.test_batch_size)[1] / len(scanned.labels) * 100
-
-    if args.figures:
-        from net import figures
-        scanned = test_images if args.validation else images.split(min(1000, len(images.labels) - 1))[1]
-        scanned_name = f'{len(scanned.labels):,} {"held-out" if args.validation else "of the"} training images'
-        checkpoint.accuracy = scan_accuracy
-
-    if args.load_model_path:
-        model = load_model(args.load_model_path, device)
-    else:
-        model = AlexNet(n_classes=len(images.classes)).to(device)
-    n_weights = sum(int(torch.count_nonzero(layer.weight)) for layer in model.children())
-    if args.keep is not None and args.keep > n_weights:
-        raise ValueError(f'--keep must be at most the {n_weights} weights of the network, got {args.keep}')
+    model = make_model(args, len(images.classes), device)
     print(model)
     util.print_model_parameters(model)
     if not args.load_model_path and checkpoint.enter('initial training', model):
@@ -264,7 +269,7 @@ def main(argv=None):
         print('--- Before pruning ---')
         util.print_nonzeros(model, args.log)
         if args.figures:
-            figures.draw_sensitivity(sensitivity_scan(model, scan_accuracy), scanned_name, args.figures)
+            figures.draw_sensitivity(sensitivity_scan(model, checkpoint.accuracy), shown_name, args.figures)
         print('--- Pruning ---')
         prune_gradually(model, images, args, checkpoint)
         print('--- After pruning ---')
@@ -281,7 +286,7 @@ def main(argv=None):
     print('--- After Retraining ---')
     util.print_nonzeros(model, args.log)
     if args.figures:
-        figures.draw_history(checkpoint.history, scanned_name, args.figures)
+        figures.draw_history(checkpoint.history, shown_name, args.figures)
 
 
 if __name__ == '__main__':

@@ -71,7 +71,8 @@ def draw_history(history, images, folder):
             axes.axvline(last, color=BLACK, linewidth=0.8, linestyle=':')
         all_axes[0].text((first + last) / 2, 1.03, phase, ha='center', transform=all_axes[0].get_xaxis_transform())
     all_axes[0].set_xlim(0.5, len(history) + 0.5)
-    figure.suptitle(f'Pruning costs accuracy, retraining brings it back (accuracy on {images})')
+    all_axes[1].text(0.99, 0.06, f'on {images}', ha='right', transform=all_axes[1].transAxes)
+    figure.suptitle('How the network learns while weights are taken away, and after')
     save(figure, folder, 'history')
 
 
@@ -99,9 +100,9 @@ def draw_centroids(layers, folder):
             axes.plot(centroids, np.full(len(centroids), height), marker, color=color, markersize=3.5, label=label,
                       transform=axes.get_xaxis_transform())
         axes.set_title(f'{name}: {len(layer.pruned):,} weights', fontsize=10)
-    figure.supxlabel('value of the weight')
+        axes.set_xlabel('value of the weight', fontsize=9)
     figure.supylabel('number of weights')
-    figure.suptitle('Centroids start evenly spaced over the weights, and training moves them')
+    figure.suptitle('K-means puts centroids among the weights, and training moves them')
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, ncols=3, loc='outside lower center')
     save(figure, folder, 'centroids')
@@ -117,7 +118,7 @@ def draw_sharing(layers, folder):
         axes.set_title(f'{name}: {len(counts)} centroids', fontsize=10)
     top.supxlabel('centroid, from the lowest value to the highest')
     top.supylabel('weights that share it')
-    top.suptitle('Few weights share the outer centroids: that is what Huffman coding lives on')
+    top.suptitle('Some centroids are shared by many more weights: these get short codes')
     axes = bottom.subplots()
     for shift, values, color, hatch, label in [
             (-0.2, 'clustered', BLUE, '', 'k-means'), (0.2, 'trained', ORANGE, '//', 'after training')]:
