@@ -137,9 +137,9 @@ def train_epoch(model, images, optimizer, scheduler, masks, title, batch_size, l
             total_loss += loss.detach()
             bar.update(len(labels))
             if step % log_interval == 0:
-                bar.set_postfix(loss=f'{loss.item():.4f}', lr=f'{scheduler.get_last_lr()[0]:.1e}', alive=alive)
+                bar.set_postfix(loss=f'{loss.item():.4f}', lr=f'{scheduler.get_last_lr()[0]:.1e}', alive=f'{alive:,}')
         average_loss = total_loss.item() / math.ceil(n / batch_size)
-    with tqdm.external_write_mode():  # bars make way for the line
+    with tqdm.external_write_mode():  # the bars make way for the line
         print(f'{title}: Average loss: {average_loss:.4f}, lr {scheduler.get_last_lr()[0]:.1e}, {alive} parameters '
               f'alive, {n / (time.perf_counter() - start):.0f} images/s', flush=True)
     return average_loss
@@ -181,7 +181,8 @@ def prune_gradually(model, images, args, checkpoint=None):
     scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # warm-up, then --lr
     done, n_steps = checkpoint.restore(model, optimizer, scheduler) if checkpoint else 0, args.prune_steps
     for step in tqdm(range(done + 1, n_steps + 1), 'Pruning steps', n_steps, initial=done, leave=False, disable=None):
-        prune(model, args, step, start)
+        with tqdm.external_write_mode():  # the bar makes way for the lines of the thresholds
+            prune(model, args, step, start)
         if n_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them
             remove_dead_weights(model, drop_constants=True)
         if step < n_steps:

@@ -1,4 +1,5 @@
 """The figures, drawn from small made-up runs and from the scripts on digits: axes, labels and what is drawn in them."""
+import os
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,17 @@ def test_a_figure_is_written_as_png_in_one_piece(capsys):
     assert Path('new/folder/code_lengths.png').read_bytes()[:4] == b'\x89PNG'
     assert [path.name for path in Path('new/folder').iterdir()] == ['code_lengths.png']
     assert capsys.readouterr().out == 'Wrote new/folder/code_lengths.png\n'
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_old_one(monkeypatch):
+    def disk_full(file):
+        raise OSError(28, 'No space left on device')
+
+    Path('code_lengths.png').write_text('old')
+    monkeypatch.setattr(os, 'fsync', disk_full)
+    with pytest.raises(OSError, match='^code_lengths.png: cannot be written .No space left on device.$'):
+        figures.draw_code_lengths(STREAMS, '.')
+    assert os.listdir() == ['code_lengths.png'] and Path('code_lengths.png').read_text() == 'old'
 
 
 def test_the_scripts_draw_all_figures_on_digits():
