@@ -36,10 +36,10 @@ def parse_args(argv=None):
         parser.error('--save-model-path goes with --from-compact, got only the first')
     if args.from_compact is not None and args.save_model_path is None and args.classify is None:
         parser.error('--from-compact goes with --save-model-path or --classify, got neither')
-    for flag, only in ('--from-compact', args.from_compact), ('--classify', args.classify):
-        for other, value in ('--student-id', args.student_id), ('--compact', args.compact), ('--figures', args.figures):
-            if only is not None and value is not None:
-                parser.error(f'{flag} only decodes, got {other}: give --load-model-path FILE.ptmodel instead')
+    for flag in 'from_compact', 'classify':
+        for other in 'student_id', 'compact', 'figures', 'load_model_path':
+            if getattr(args, flag) is not None and getattr(args, other) != parser.get_default(other):
+                parser.error(f'{util.flag(flag)} only decodes a compact file, got {util.flag(other)}')
     return args
 
 
@@ -74,8 +74,21 @@ def load_compact(path):
         return model_from_compact(Path(path).read_bytes())
 
 
+def decode_compact(args, device):
+    """All that --from-compact and --classify ask for."""
+    path = args.from_compact or SHIPPED
+    model = load_compact(path).to(device)
+    print(f'{path}: {Path(path).stat().st_size} bytes, decoded')
+    if args.save_model_path is not None:
+        save_model(model, args.save_model_path)
+        print(f'Wrote {args.save_model_path}')
+    if args.classify is not None:
+        classify(model, args.classify, args.data)
+
+
 def classify(model, paths, data):
     """Print the accuracy on the test images, if they are there, and what each of the image files shows."""
+    photos = [util.load_photo(path) for path in paths]
     try:
         images = util.load_images(data, train=False, download=False)
     except FileNotFoundError:
@@ -86,9 +99,9 @@ def classify(model, paths, data):
         classes = images.classes
     device = next(model.parameters()).device
     model.eval()
-    for path in paths:
+    for path, photo in zip(paths, photos, strict=True):
         with torch.no_grad():
-            probabilities = model(util.normalize(util.load_photo(path).to(device)))[0].exp()
+            probabilities = model(util.normalize(photo.to(device)))[0].exp()
         likely = probabilities.argsort(descending=True)[:3].tolist()
         print(f'{path}: ' + ', '.join(f'{classes[i]} {100 * probabilities[i]:.1f} %' for i in likely))
 
@@ -140,22 +153,15 @@ def draw_figures(model, streams, folder):
     from net import figures
     biases = {name: 4 * layer.bias.numel() for name, layer in model.named_children()}
     original = {name: biases[name] + 4 * layer.weight.numel() for name, layer in model.named_children()}
-    figures.draw_bytes(streams, biases, original, folder)
-    figures.draw_code_lengths(streams, folder)
+    print('Wrote', figures.draw_bytes(streams, biases, original, folder))
+    print('Wrote', figures.draw_code_lengths(streams, folder))
 
 
 def main(argv=None):
     args = parse_args(argv)
     device = util.pick_device(args.no_cuda)
     if args.from_compact is not None or args.classify is not None:
-        path = args.from_compact or SHIPPED
-        model = load_compact(path).to(device)
-        print(f'{path}: {Path(path).stat().st_size} bytes, decoded')
-        if args.save_model_path is not None:
-            save_model(model, args.save_model_path)
-            print(f'Wrote {args.save_model_path}')
-        if args.classify is not None:
-            classify(model, args.classify, args.data)
+        decode_compact(args, device)
         return
     model = load_model(args.load_model_path, device)
     test_images = util.load_images(args.data, train=False).to(device)
@@ -174,8 +180,9 @@ def main(argv=None):
     huffman_encode_model(model, DIRECTORY, args.log)
     streams = read_streams(model, DIRECTORY)
     print('--- How good the code is ---')
-    print(entropy_table(streams))
-    util.log(entropy_table(streams), args.log)
+    table = entropy_table(streams)
+    print(table)
+    util.log(table, args.log)
     print('--- Start decoding ---')
     decoded = AlexNet(model.fc3.out_features).to(device)
     huffman_decode_model(decoded, DIRECTORY)

@@ -26,7 +26,7 @@ RECIPES = {
               'retrain_epochs': 12, 'retrain_lr': 1e-3, 'crop': 'always'},
 }
 
-SCANNED_PERCENTS = 100, 80, 60, 40, 30, 20, 10, 5, 2  # of the weights kept, for the figure of the sensitivity
+SCANNED_PERCENTS = 80, 60, 40, 30, 20, 10, 5, 2  # of the weights kept, for the figure of the sensitivity
 PHASES = 'initial training', 'pruning', 'retraining'
 
 
@@ -211,11 +211,11 @@ def prune(model, args, step, start):
 
 def sensitivity_scan(model, accuracy):
     """Layer -> {percent of its weights kept: `accuracy(model)`}, each layer pruned alone (Han et al. 2015, Fig. 6)."""
-    scan = {}
+    scan, dense = {}, accuracy(model)
     for name, layer in model.named_children():
         weight = layer.weight.data.clone()
         thresholds = np.percentile(weight.abs().double().cpu().numpy(), [100 - percent for percent in SCANNED_PERCENTS])
-        scan[name] = {}
+        scan[name] = {100: dense}
         bar = tqdm(thresholds, f'Sensitivity of {name}', leave=False, disable=None)
         for percent, threshold in zip(SCANNED_PERCENTS, bar, strict=True):
             model._prune(layer, threshold)
@@ -243,7 +243,7 @@ def images_for_figures(args, images, test_images):
 
 def main(argv=None):
     args = parse_args(argv)
-    checkpoint = Checkpoint('pruning.py', PHASES, args)
+    checkpoint = Checkpoint('pruning.py', PHASES[1:] if args.load_model_path else PHASES, args)
     torch.manual_seed(args.seed)
     device = util.pick_device(args.no_cuda)
     Path('saves').mkdir(exist_ok=True)  # if it cannot be made, better now than after the training
@@ -251,7 +251,8 @@ def main(argv=None):
     if args.figures:
         from net import figures
         shown, shown_name = images_for_figures(args, images, test_images)
-        checkpoint.accuracy = lambda model: 100 * util.evaluate(model, shown)[1] / len(shown.labels)
+        checkpoint.accuracy = lambda model: (
+            100 * util.evaluate(model, shown, args.test_batch_size)[1] / len(shown.labels))
 
     def report(key):
         accuracy = util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
@@ -270,7 +271,8 @@ def main(argv=None):
         print('--- Before pruning ---')
         util.print_nonzeros(model, args.log)
         if args.figures:
-            figures.draw_sensitivity(sensitivity_scan(model, checkpoint.accuracy), shown_name, args.figures)
+            scan = sensitivity_scan(model, checkpoint.accuracy)
+            print('Wrote', figures.draw_sensitivity(scan, shown_name, args.figures))
         print('--- Pruning ---')
         prune_gradually(model, images, args, checkpoint)
         print('--- After pruning ---')
@@ -282,12 +284,12 @@ def main(argv=None):
     with live_part(model):
         fit(model, images, args.retrain_epochs, args.retrain_lr, args, args.crop == 'always', checkpoint)
     save_model(model, 'saves/model_after_retraining.ptmodel')
+    if args.figures:
+        print('Wrote', figures.draw_history(checkpoint.history, shown_name, args.figures))
     checkpoint.finish()
     report('accuracy_after_retraining')
     print('--- After Retraining ---')
     util.print_nonzeros(model, args.log)
-    if args.figures:
-        figures.draw_history(checkpoint.history, shown_name, args.figures)
 
 
 if __name__ == '__main__':

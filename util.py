@@ -221,12 +221,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'error: {message} (see {self.prog} --help)\n')
 
 
+def flag(name):
+    """'batch_size' -> '--batch-size'"""
+    return f'--{name.replace("_", "-")}'
+
+
 def add_common_arguments(parser):
     parser.add_argument('--data', default='data', help='folder with train/ and test/ images, folder of torchvision\'s '
                         'CIFAR-10 (downloaded if it is not there), or the word digits')
     parser.add_argument('--no-cuda', action='store_true', help='use the CPU even if there is a GPU')
     parser.add_argument('--log', type=output_file, default='log.txt', help='log file')
-    parser.add_argument('--figures', type=figures_folder, metavar='FOLDER', help='draw figures of the run, PNG')
+    parser.add_argument('--figures', type=figures_folder, metavar='FOLDER', help='draw figures of the run '
+                        '(accuracies are those of the images of --validation, or else of some it was trained on)')
 
 
 def add_training_arguments(parser):
@@ -299,7 +305,7 @@ def run(main, checkpoint=None):
         if checkpoint and checkpoint.exists():
             print(f'interrupted: the same command with --resume goes on from {checkpoint}', file=sys.stderr)
         else:
-            print('interrupted: there is nothing to resume, start again', file=sys.stderr)
+            print('interrupted: there is nothing to resume', file=sys.stderr)
         sys.exit(130)
 
 

@@ -46,8 +46,8 @@ def draw_figures(pruned, clustered, trained, folder):
     for name, weights in pruned.items():
         alive = weights != 0
         layers[name] = figures.SharedLayer(weights[alive], clustered[name][alive], trained[name][alive])
-    figures.draw_centroids(layers, folder)
-    figures.draw_sharing(layers, folder)
+    print('Wrote', figures.draw_centroids(layers, folder))
+    print('Wrote', figures.draw_sharing(layers, folder))
 
 
 def main(argv=None):
@@ -56,7 +56,9 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     device = util.pick_device(args.no_cuda)
     model = load_model(args.load_model_path, device)
-    Path(args.save_model_path).parent.mkdir(parents=True, exist_ok=True)  # if it cannot be made, better now than later
+    if Path(args.save_model_path).is_dir():  # better now than after the training
+        raise ValueError(f'--save-model-path must be a file, got the folder {args.save_model_path}')
+    Path(args.save_model_path).parent.mkdir(parents=True, exist_ok=True)
     images, test_images, title = util.load_splits(args, device)
 
     def report(key):
@@ -69,9 +71,9 @@ def main(argv=None):
     remove_dead_weights(model)  # what is dead would not be trained with the rest, and keep values of its own
     if args.sort_units:
         sort_units(model)
-    pruned = weights_of(model)
+    pruned = weights_of(model) if args.figures else None
     apply_weight_sharing(model, args.bits, args.fc_bits, args.bias_bits)
-    clustered = weights_of(model)
+    clustered = weights_of(model) if args.figures else None
     checkpoint.enter('training', model)
     if args.epochs:
         print('--- Training the shared values ---')

@@ -6,10 +6,12 @@ import torch
 
 from net.live import count_alive
 from net.models import load_archive, save_archive
+from util import flag
 
 PATH = Path('saves/checkpoint.pt')
 FIELDS = {'script': str, 'arguments': dict, 'phase': str, 'epoch': int, 'start': dict, 'model': dict,
           'optimizer': dict, 'scheduler': dict, 'random': tuple, 'history': list}
+UNREADABLE = 'a run that cannot be read any more'
 NO_PART_OF_THE_RUN = {'resume', 'restart', 'log', 'figures'}  # arguments that do not change the result
 
 
@@ -26,7 +28,7 @@ class Checkpoint:
     """
 
     def __init__(self, script, phases, args):
-        """Read the checkpoint if `args.resume`, drop it if `args.restart`.
+        """Read the checkpoint if `args.resume`; with `args.restart`, the first phase will drop it.
 
         Raises FileNotFoundError if there is nothing to resume, and ValueError if the checkpoint is damaged, or belongs
         to another script or other arguments, or if there is one, but neither flag to say what to do with it.
@@ -34,15 +36,17 @@ class Checkpoint:
         self.script = script
         self.arguments = {k: str(v) for k, v in vars(args).items() if k not in NO_PART_OF_THE_RUN}
         self.history, self.accuracy, self._stored = [], None, None
-        if args.restart:
-            PATH.unlink(missing_ok=True)
-        elif args.resume and not PATH.exists():
+        if args.resume and not PATH.exists():
             raise FileNotFoundError(f'{PATH}: no such file, so there is nothing to resume: start without --resume')
-        elif args.resume:
+        if args.resume:
             self._stored = read(script, phases, self.arguments)
             self.history = self._stored['history']
         elif PATH.exists():
-            raise ValueError(f'{PATH}: a run was interrupted; --resume goes on with it, --restart throws it away')
+            owner = _owner()
+            if not args.restart:
+                raise ValueError(f'{PATH}: {owner} was interrupted; --resume goes on with it, --restart throws it away')
+            if owner not in (script, UNREADABLE):
+                raise ValueError(f'{PATH}: belongs to {owner}, got --restart for {script}')
 
     def enter(self, phase, model):
         """Begin a phase. False if the interrupted run was past it; else `model` is as it was when the phase began."""
@@ -51,6 +55,8 @@ class Checkpoint:
         if self._stored:
             with _misfits_refused():
                 model.load_state_dict(self._stored['start'])
+        elif not self.history:
+            PATH.unlink(missing_ok=True)  # --restart: not before images and model have been found good
         self.phase, self.start = phase, {name: value.clone() for name, value in model.state_dict().items()}
         return True
 
@@ -70,7 +76,10 @@ class Checkpoint:
         return epochs
 
     def save(self, model, optimizer, scheduler, epoch, loss):
-        """Write the file after an epoch, in one piece, in place of the one before."""
+        """Write the file after an epoch, in one piece, in place of the one before.
+
+        It also holds the model as the phase began, since that decides what is pruned, alive and shared.
+        """
         self.history.append({'phase': self.phase, 'epoch': epoch, 'loss': loss, 'alive': count_alive(model),
                              'accuracy': self.accuracy(model) if self.accuracy else None})
         cuda = torch.cuda.get_rng_state_all() if next(model.parameters()).is_cuda else []
@@ -89,12 +98,13 @@ def read(script, phases, arguments):
     """The contents of the checkpoint, which need not be trusted; see `Checkpoint` for the errors."""
     stored = load_archive(PATH, 'checkpoint')
     if (not isinstance(stored, dict) or stored.keys() != FIELDS.keys()
-            or not all(isinstance(stored[field], kind) for field, kind in FIELDS.items())):
+            or not all(isinstance(stored[field], kind) for field, kind in FIELDS.items())
+            or not all(isinstance(text, str) for pair in stored['arguments'].items() for text in pair)):
         raise ValueError(f'{PATH}: not a checkpoint of these scripts')
     if stored['script'] != script:
         raise ValueError(f'{PATH}: belongs to {stored["script"]}, got --resume for {script}')
     theirs = stored['arguments']
-    differ = [f'{_flag(name)} {theirs.get(name)}, got {arguments.get(name)}'
+    differ = [f'{flag(name)} {theirs.get(name)}, got {arguments.get(name)}'
               for name in sorted(theirs.keys() | arguments.keys()) if theirs.get(name) != arguments.get(name)]
     if differ:
         raise ValueError(f'{PATH}: belongs to a run with {"; ".join(differ)}')
@@ -103,8 +113,12 @@ def read(script, phases, arguments):
     return stored
 
 
-def _flag(name):
-    return f'--{name.replace("_", "-")}'
+def _owner():
+    """The script that wrote the checkpoint."""
+    try:
+        return str(load_archive(PATH, 'checkpoint')['script'])
+    except Exception:  # damaged, or anything else
+        return UNREADABLE
 
 
 @contextmanager

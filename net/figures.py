@@ -1,4 +1,4 @@
-"""Figures of the three stages, as PNG files, drawn from what a run has measured."""
+"""Figures of the three stages, drawn from what a run has measured; each function returns the path of a PNG file."""
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +18,11 @@ DPI = 130
 
 
 def save(figure, folder, name):
-    """Write the figure to `<folder>/<name>.png`, in one piece; OSError, naming the file, if that fails."""
+    """Write the figure to `<folder>/<name>.png`, in one piece, return the path; OSError, naming it, if that fails."""
     path = Path(folder, f'{name}.png')
     with replace_file(path) as file:
         figure.savefig(file, format='png', dpi=DPI)
-    print(f'Wrote {path}')
+    return path
 
 
 # ---- stage 1: pruning ------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def draw_sensitivity(scan, images, folder):
     axes.set_title('How far each layer alone can be pruned before the accuracy falls')
     axes.grid(alpha=0.3)
     axes.legend(ncols=2, title='layer')
-    save(figure, folder, 'sensitivity')
+    return save(figure, folder, 'sensitivity')
 
 
 def draw_history(history, images, folder):
@@ -73,7 +73,7 @@ def draw_history(history, images, folder):
     all_axes[0].set_xlim(0.5, len(history) + 0.5)
     all_axes[1].text(0.99, 0.06, f'on {images}', ha='right', transform=all_axes[1].transAxes)
     figure.suptitle('How the network learns while weights are taken away, and after')
-    save(figure, folder, 'history')
+    return save(figure, folder, 'history')
 
 
 # ---- stage 2: weight sharing -----------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def draw_centroids(layers, folder):
     """
     figure = Figure((WIDTH, 5), layout='constrained')
     for axes, (name, layer) in zip(_panels(figure, layers), layers.items(), strict=True):
-        axes.hist(layer.pruned, bins=60, color=GREY, alpha=0.6, label='weights before sharing')
+        axes.hist(layer.pruned.astype(float), bins=60, color=GREY, alpha=0.6, label='weights before sharing')
         for values, marker, color, height, label in [
                 (layer.clustered, 'o', BLUE, 0.06, 'centroids of k-means'),
                 (layer.trained, '^', RED, 0.14, 'centroids after training')]:
@@ -105,7 +105,7 @@ def draw_centroids(layers, folder):
     figure.suptitle('K-means puts centroids among the weights, and training moves them')
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, ncols=3, loc='outside lower center')
-    save(figure, folder, 'centroids')
+    return save(figure, folder, 'centroids')
 
 
 def draw_sharing(layers, folder):
@@ -128,7 +128,7 @@ def draw_sharing(layers, folder):
     axes.set_ylabel('RMS error\n(% of RMS weight)')
     axes.set_title('Quantisation error: distance to the weights before sharing', fontsize=10)
     axes.legend(fontsize=9)
-    save(figure, folder, 'sharing')
+    return save(figure, folder, 'sharing')
 
 
 def _relative_error(weights, shared):
@@ -176,7 +176,7 @@ def draw_bytes(streams, biases, original, folder):
     before.invert_yaxis()
     total = sum(original.values())
     figure.suptitle(f'Where the bytes go: {total / 1e6:,.1f} MB become {left.sum():,.1f} kB')
-    save(figure, folder, 'bytes')
+    return save(figure, folder, 'bytes')
 
 
 def draw_code_lengths(streams, folder):
@@ -190,7 +190,7 @@ def draw_code_lengths(streams, folder):
         axes.plot(frequencies, lengths, marker, color=color, markersize=4, alpha=0.6, label=part)
     lowest = min(stream.counts.min() / stream.n_symbols for stream in streams if len(stream.counts))
     ideal = np.geomspace(min(lowest, 0.5), 1)
-    axes.plot(ideal, -np.log2(ideal), color=BLACK, label='entropy bound: −log2(frequency)')
+    axes.plot(ideal, -np.log2(ideal), color=BLACK, label='ideal: −log2(frequency), its mean is the entropy bound')
     axes.set_xscale('log')
     axes.set_xlabel('frequency of the symbol in its stream')
     axes.set_ylabel('length of its code word (bits)')
@@ -198,4 +198,4 @@ def draw_code_lengths(streams, folder):
     axes.set_title('Frequent symbols get short codes, but no code word is shorter than one bit')
     axes.grid(alpha=0.3)
     axes.legend(title='stream')
-    save(figure, folder, 'code_lengths')
+    return save(figure, folder, 'code_lengths')

@@ -257,6 +257,8 @@ def huffman_decode(directory, prefix, dtype, count=None):
     codebook_path, data_path = _stream_paths(directory, prefix)
     with naming(codebook_path):
         tree_bits = unpack_bits(codebook_path.read_bytes())
+        if count is not None and len(tree_bits) > 34 * max(count, 2) - 1:  # before memory is taken for them
+            raise ValueError(f'a codebook of {len(tree_bits)} bits is too long for {count} values')
         preorder, values = decode_tree(tree_bits) if len(tree_bits) else ([], np.empty(0, np.uint32))
         if np.dtype(dtype) == np.int32 and (values > np.iinfo(np.int32).max).any():
             raise ValueError(f'expected values below 2^31, got {values.max()}')
@@ -296,7 +298,9 @@ def _to_uint32(arr):
 def _write(path, data):
     """Write a file and return its size in bytes; OSError, naming the file, if that fails."""
     try:
-        return path.write_bytes(data)
+        path.unlink(missing_ok=True)  # if it is a link, its target stays as it is
+        with open(path, 'xb') as file:
+            return file.write(data)
     except OSError as error:
         raise OSError(f'{path}: cannot be written ({error.strerror})') from error
 
@@ -494,14 +498,19 @@ def _verify_checksums(directory):
     path = directory / CHECKSUMS
     if not path.exists():
         return
+    sums = {}
     with naming(path):
-        lines = [(line, re.fullmatch(r'([0-9a-f]{64}) [ *]([^/\s]+)', line)) for line in path.read_text().splitlines()]
-        for line, match in lines:
+        for line in path.read_text().splitlines():
+            match = re.fullmatch(r'([0-9a-f]{64}) [ *]([^/\s]+)', line)
             if not match:
                 raise ValueError(f'expected lines of a checksum and a file name, got {line!r}')
-    for _, match in lines:
-        with naming(directory / match[2]):
-            if hashlib.sha256((directory / match[2]).read_bytes()).hexdigest() != match[1]:
+            sums[match[2]] = match[1]
+        unlisted = sorted({entry.name for entry in directory.iterdir()} - sums.keys() - {CHECKSUMS})
+        if unlisted:
+            raise ValueError(f'does not list {unlisted[0]}')
+    for name, expected in sums.items():
+        with naming(directory / name):
+            if hashlib.sha256((directory / name).read_bytes()).hexdigest() != expected:
                 raise ValueError(f'differs from its checksum in {CHECKSUMS}')
 
 

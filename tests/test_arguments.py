@@ -81,9 +81,10 @@ BAD_ARGUMENTS = [  # scripts, arguments, what the line says
     (['huffman_coding'], '--compact missing/z', '--compact: must be a file in an existing folder, got missing/z'),
     (['huffman_coding'], '--from-compact x', '--from-compact goes with --save-model-path or --classify, got neither'),
     (['huffman_coding'], '--save-model-path y', '--save-model-path goes with --from-compact, got only the first'),
-    (['huffman_coding'], '--from-compact x --save-model-path y --compact z', 'only decodes, got --compact'),
-    (['huffman_coding'], '--from-compact x --save-model-path y --student-id x1', 'only decodes, got --student-id'),
-    (['huffman_coding'], '--classify x.png --figures figures', '--classify only decodes, got --figures'),
+    (['huffman_coding'], '--from-compact x --save-model-path y --compact z', 'only decodes a compact file, got'),
+    (['huffman_coding'], '--from-compact x --save-model-path y --student-id x', 'only decodes a compact file, got'),
+    (['huffman_coding'], '--classify x.png --figures figures', '--classify only decodes a compact file, got --figures'),
+    (['huffman_coding'], '--classify x.png --load-model-path y', 'only decodes a compact file, got --load-model-path'),
 ]
 CASES = [(script, arguments, message) for scripts, arguments, message in BAD_ARGUMENTS for script in scripts]
 
@@ -175,6 +176,7 @@ BAD_INPUTS = [  # scripts, what is there, arguments, what the line says
     (['pruning'], [good_model], f'{MODEL} --keep 99999999',
      '--keep must be at most the 20335296 weights of the network, got 99999999'),
     (['weight_share'], [good_model], f'{MODEL} --save-model-path model.ptmodel/x.ptmodel', "model.ptmodel'"),
+    (['weight_share'], [good_model], f'{MODEL} --save-model-path .', '--save-model-path must be a file, got'),
     (['huffman_coding'], [], '--from-compact x.dcan --save-model-path y', '^error: x.dcan: cannot be read'),
 ]
 

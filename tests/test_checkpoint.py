@@ -171,6 +171,7 @@ def test_a_damaged_or_hostile_checkpoint_is_refused_by_name(damage, message, wri
 
 CHANGES = {  # how each changes what is stored, in place
     'field missing': (lambda stored: stored.pop('random'), 'not a checkpoint of these scripts'),
+    'arguments that are no text': (lambda stored: stored.update(arguments={1: 2}), 'not a checkpoint of these scripts'),
     'field of another type': (lambda stored: stored.update(epoch='many'), 'not a checkpoint of these scripts'),
     'unknown phase': (lambda stored: stored.update(phase='waiting'),
                       'phase must be one of initial training, pruning, retraining, got waiting'),
@@ -210,14 +211,28 @@ def test_the_log_and_the_figures_may_be_others(written):
 @pytest.mark.parametrize('main', [pruning.main, weight_share.main])
 def test_a_checkpoint_is_not_thrown_away_silently(main, written):
     before = PATH.read_bytes()
-    with pytest.raises(SystemExit, match=f'^error: {PATH}: a run was interrupted; --resume goes on with it, --restart'):
+    with pytest.raises(SystemExit, match=f'^error: {PATH}: pruning.py was interrupted; --resume goes on with it, --re'):
         util.run(lambda: main(['--data', 'digits']))
     assert PATH.read_bytes() == before
 
 
-def test_restart_throws_it_away(written):
-    Checkpoint('pruning.py', pruning.PHASES, arguments('--restart'))
+def test_restart_throws_it_away_once_the_new_run_begins(written):
+    checkpoint = Checkpoint('pruning.py', pruning.PHASES, arguments('--restart'))
+    assert PATH.exists()  # images or model could still be missing
+    checkpoint.enter('initial training', AlexNet())
     assert not PATH.exists()
+
+
+def test_restart_throws_a_damaged_one_away(written):
+    flip_a_byte()
+    Checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--restart'])).enter('training', AlexNet())
+    assert not PATH.exists()
+
+
+def test_restart_does_not_throw_another_scripts_run_away(written):
+    with pytest.raises(ValueError, match=f'^{PATH}: belongs to pruning.py, got --restart for weight_share.py$'):
+        Checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--restart']))
+    assert PATH.exists()
 
 
 def test_nothing_to_resume_is_an_error():
@@ -227,7 +242,7 @@ def test_nothing_to_resume_is_an_error():
 
 @pytest.mark.parametrize('written_yet, message', [
     (True, f'interrupted: the same command with --resume goes on from {PATH}\n'),
-    (False, 'interrupted: there is nothing to resume, start again\n')])
+    (False, 'interrupted: there is nothing to resume\n')])
 def test_ctrl_c_says_how_to_go_on(written_yet, message, capsys):
     def interrupted():
         if written_yet:
@@ -247,9 +262,12 @@ def test_a_training_on_the_gpu_is_resumed(pruned, images, monkeypatch):
         with live_part(model):
             pruning.fit(model, images.to('cuda'), 3, 1e-3, arguments(), True, checkpoint)
         checkpoint.finish()
-        return torch.cuda.get_rng_state()
+        return model, torch.cuda.get_rng_state()
 
     torch.manual_seed(5)
-    expected = run(Checkpoint('test', ['only'], arguments()))
+    expected, state = run(Checkpoint('test', ['only'], arguments()))
     torch.manual_seed(5)
-    assert torch.equal(run_interrupted(run, 2, monkeypatch), expected)
+    resumed, resumed_state = run_interrupted(run, 2, monkeypatch)
+    assert torch.equal(resumed_state, state)
+    for a, b in zip(expected.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b)  # sums on a GPU may run in another order

@@ -73,6 +73,12 @@ def test_the_centroids_stand_in_the_histogram_of_each_layer(drawn):
     assert len(drawn['centroids'].legends) == 1
 
 
+def test_weights_that_hardly_differ_have_a_histogram(drawn):
+    weights = np.array([1, 1.0000001], np.float32)
+    figures.draw_centroids({'conv1': figures.SharedLayer(weights, weights, weights)}, 'figures')
+    assert sum(bar.get_height() for bar in drawn['centroids'].axes[0].patches) == 2
+
+
 def test_weights_per_centroid_and_the_quantisation_error_are_counted(drawn):
     layers = {name: shared_layer(12) for name in LAYERS}
     layers['fc3'] = figures.SharedLayer(*[np.empty(0, np.float32)] * 3)  # nothing is left
@@ -113,10 +119,10 @@ def test_each_symbol_is_a_point_beside_the_entropy_bound(drawn):
 
 
 def test_a_figure_is_written_as_png_in_one_piece(capsys):
-    figures.draw_code_lengths(STREAMS, 'new/folder')
+    assert figures.draw_code_lengths(STREAMS, 'new/folder') == Path('new/folder/code_lengths.png')
     assert Path('new/folder/code_lengths.png').read_bytes()[:4] == b'\x89PNG'
     assert [path.name for path in Path('new/folder').iterdir()] == ['code_lengths.png']
-    assert capsys.readouterr().out == 'Wrote new/folder/code_lengths.png\n'
+    assert capsys.readouterr().out == ''
 
 
 def test_a_figure_that_cannot_be_written_leaves_the_old_one(monkeypatch):
@@ -147,8 +153,11 @@ def test_a_scan_prunes_one_layer_at_a_time_and_leaves_the_model_as_it_was():
     before = [param.clone() for param in model.parameters()]
     scan = pruning.sensitivity_scan(model, lambda model: seen.append(
         [int(torch.count_nonzero(layer.weight)) / layer.weight.numel() for layer in model.children()]) or len(seen))
-    assert list(scan) == LAYERS and list(scan['fc3'].values())[-1] == len(seen) == 8 * len(pruning.SCANNED_PERCENTS)
-    for i, kept in enumerate(seen):
-        layer, percent = i // len(pruning.SCANNED_PERCENTS), pruning.SCANNED_PERCENTS[i % len(pruning.SCANNED_PERCENTS)]
-        assert kept == pytest.approx([1.] * layer + [percent / 100] + [1.] * (7 - layer), rel=1e-3)
+    percents = [100, *pruning.SCANNED_PERCENTS]
+    assert list(scan) == LAYERS and all(list(accuracies) == percents for accuracies in scan.values())
+    expected = [[1.] * 8] + [[1.] * layer + [percent / 100] + [1.] * (7 - layer)
+                             for layer in range(8) for percent in pruning.SCANNED_PERCENTS]
+    for kept, wanted in zip(seen, expected, strict=True):
+        assert kept == pytest.approx(wanted, rel=1e-3)
+    assert scan['conv1'][100] == scan['fc3'][100] == 1 and scan['fc3'][percents[-1]] == len(seen)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -1,3 +1,7 @@
+import io
+import re
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -166,6 +170,23 @@ def test_weights_once_pruned_stay_pruned_until_the_goal_is_reached(goal, few_dig
     else:
         assert counts[-1]['conv1'] <= 11_616 and 0.9 * 6_144 < counts[-1]['conv2'] <= 6_144
         assert counts[-1]['fc3'] <= 4_096
+
+
+# ---- progress --------------------------------------------------------------------------------------------------------
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_in_a_terminal_bars_show_loss_rate_weights_and_speed(images, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'stderr', Terminal())
+    train(tiny_net(), images, OPTIMIZERS['Adam'](tiny_net().parameters()))
+    shown = sys.stderr.getvalue()
+    assert 'Epochs:' in shown and 'Epoch 2/2:' in shown
+    assert re.search(r'images/s, alive=410, loss=[\d.]+, lr=1.0e-02', shown)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(':')[0] for line in lines] == ['Epoch 1/2', 'Epoch 2/2']
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------

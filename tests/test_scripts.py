@@ -42,6 +42,20 @@ def test_each_script_hands_a_model_to_the_next(finished):
         assert isinstance(load_model(folder / f'{name}.ptmodel'), AlexNet)
 
 
+def test_where_there_is_no_terminal_each_epoch_is_one_line_and_there_are_no_bars(finished):
+    for output, epochs in zip(finished[1], [2, 1, 0], strict=True):
+        pattern = r'^Epoch 1/1: Average loss: [\d.]+, lr [\d.e-]+, \d+ parameters alive, \d+ images/s$'
+        assert len(re.findall(pattern, output, re.M)) == output.count('Epoch') == epochs
+        assert '\r' not in output
+    assert finished[2].stderr.count('\n') == 1
+
+
+def test_each_script_ends_with_its_time_and_memory(finished):
+    for output in finished[1][:2]:
+        assert re.fullmatch(r'Finished in (\d+ min )?\d+ s, peak memory [\d.]+ GB(, on the GPU [\d.]+ GB)?',
+                            output.splitlines()[-1])
+
+
 def test_the_log_holds_the_keys_of_the_homework_in_order(finished):
     words = [line.split() for line in (finished[0] / 'log.txt').read_text().splitlines()]
     keys = [line[0] for line in words if 'accuracy' in line[0].lower()]
@@ -93,7 +107,8 @@ def test_an_accuracy_below_the_ranking_ends_in_status_1_and_is_named(finished):
 
 @pytest.mark.slow
 def test_the_digits_command_of_the_readme_ends_in_an_accepted_submission():
-    commands = next(line for line in (ROOT / 'README.md').read_text().splitlines() if '--data digits && ' in line)
+    lines = (ROOT / 'README.md').read_text().splitlines()
+    commands = next(line for line in lines if '&& python huffman_coding.py --data digits' in line)
     for command in commands.split(' && ')[3:]:
         done = run([*command.split()[1:], '--no-cuda'], '.')
         assert done.returncode == 0, done.stderr

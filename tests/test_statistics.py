@@ -1,3 +1,4 @@
+"""The code lengths and the entropy of encoded streams."""
 import numpy as np
 import pytest
 import torch

@@ -235,3 +235,15 @@ def test_testing_follows_the_device_of_the_model(capsys):
     model = AlexNet()
     on_cpu = util.test(model, True, images)
     assert util.test(model.cuda(), True, images) == on_cpu
+
+
+@pytest.mark.parametrize('seconds, text', [(0.4, '0 s'), (59.4, '59 s'), (59.6, '1 min 0 s'), (3723, '62 min 3 s')])
+def test_durations_are_told_in_minutes_and_seconds(seconds, text):
+    assert util.duration(seconds) == text
+
+
+def test_the_peak_memory_is_that_of_the_process():
+    gigabytes = float(util.peak_memory().split()[0])
+    assert 0.1 < gigabytes < 100
+    big = torch.zeros(int(gigabytes * 1e9 / 4) + 10 ** 8)  # 0.4 GB more than ever before
+    assert float(util.peak_memory().split()[0]) > gigabytes + 0.1 and len(big)
