@@ -140,7 +140,7 @@ def test_a_stream_that_is_far_too_long_takes_little_memory(codebook, code, count
     Path('s_codebook.bin').write_bytes(codebook)
     Path('s.bin').write_bytes(code)
     tracemalloc.start()
-    with pytest.raises(ValueError, match='the tree ends early|too long for 100 values|expected .* values, got|bits stop'):
+    with pytest.raises(ValueError, match='ends early|too long for 100 values|expected .* values, got|bits stop'):
         huffman_decode('.', 's', np.int32, count)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
