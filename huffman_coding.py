@@ -83,18 +83,24 @@ def decode_compact(args, device):
         save_model(model, args.save_model_path)
         print(f'Wrote {args.save_model_path}')
     if args.classify is not None:
-        classify(model, args.classify, args.data)
+        classify(model, args.classify, args.data, CIFAR10_CLASSES if args.from_compact is None else None)
 
 
-def classify(model, paths, data):
-    """Print the accuracy on the test images, if they are there, and what each of the image files shows."""
+def classify(model, paths, data, classes=None):
+    """Print the accuracy on the test images, if they are there, and what each of the image files shows.
+
+    `classes` are the names of what the model knows; else those of the images, or else numbers.
+    """
     photos = [util.load_photo(path) for path in paths]
     try:
         images = util.load_images(data, train=False, download=False)
     except FileNotFoundError:
         print(f'There are no images in {data!r} to measure the accuracy on')
-        classes = CIFAR10_CLASSES if model.fc3.out_features == 10 else [str(i) for i in range(model.fc3.out_features)]
+        classes = classes or [str(i) for i in range(model.fc3.out_features)]
     else:
+        if classes is not None and classes != images.classes:
+            raise ValueError(
+                f'{data}: the network knows {", ".join(classes)}, the images are {", ".join(images.classes)}')
         util.test(model, images=images)
         classes = images.classes
     device = next(model.parameters()).device

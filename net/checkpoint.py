@@ -43,10 +43,10 @@ class Checkpoint:
             self.history = self._stored['history']
         elif PATH.exists():
             owner = _owner()
+            if owner not in (script, UNREADABLE):
+                raise ValueError(f'{PATH}: {owner} was interrupted; first run it with --resume or --restart')
             if not args.restart:
                 raise ValueError(f'{PATH}: {owner} was interrupted; --resume goes on with it, --restart throws it away')
-            if owner not in (script, UNREADABLE):
-                raise ValueError(f'{PATH}: belongs to {owner}, got --restart for {script}')
 
     def enter(self, phase, model):
         """Begin a phase. False if the interrupted run was past it; else `model` is as it was when the phase began."""

@@ -52,26 +52,25 @@ def draw_sensitivity(scan, images, folder):
 
 def draw_history(history, images, folder):
     """Loss, accuracy and parameters alive against epochs; `history` is that of `net.checkpoint.Checkpoint`."""
-    figure = Figure((WIDTH, 6), layout='constrained')
+    figure = Figure((WIDTH, 6.5), layout='constrained')
     all_axes = figure.subplots(3, sharex=True)
     epochs = np.arange(1, len(history) + 1)
-    rows = [('loss', 'training loss (nats)', BLUE), ('accuracy', 'accuracy (%)', RED),
+    rows = [('loss', 'training loss (nats)', BLUE), ('accuracy', f'accuracy (%) on\n{images}', RED),
             ('alive', 'weights and biases\nthat are not zero', GREEN)]
     for axes, (key, label, color) in zip(all_axes, rows, strict=True):
         axes.plot(epochs, [np.nan if entry[key] is None else entry[key] for entry in history], color=color, marker='.',
                   markersize=4, linewidth=1)
-        axes.set_ylabel(label)
+        axes.set_ylabel(label, fontsize=9)
         axes.grid(alpha=0.3)
     all_axes[2].set_yscale('log')
     all_axes[2].set_xlabel('epochs')
     phases = [entry['phase'] for entry in history]
-    for phase in dict.fromkeys(phases):
+    for phase, shade in zip(dict.fromkeys(phases), ('1', '0.9', '0.8'), strict=False):
         first, last = phases.index(phase) + 0.5, len(phases) - phases[::-1].index(phase) + 0.5
         for axes in all_axes:
-            axes.axvline(last, color=BLACK, linewidth=0.8, linestyle=':')
-        all_axes[0].text((first + last) / 2, 1.03, phase, ha='center', transform=all_axes[0].get_xaxis_transform())
+            axes.axvspan(first, last, facecolor=shade, edgecolor='0.5', linewidth=0.5, label=phase, zorder=0)
     all_axes[0].set_xlim(0.5, len(history) + 0.5)
-    all_axes[1].text(0.99, 0.06, f'on {images}', ha='right', transform=all_axes[1].transAxes)
+    figure.legend(handles=all_axes[0].patches, ncols=3, loc='outside lower center')
     figure.suptitle('How the network learns while weights are taken away, and after')
     return save(figure, folder, 'history')
 
@@ -86,19 +85,21 @@ class SharedLayer(NamedTuple):
 
 
 def draw_centroids(layers, folder):
-    """Histogram of each layer's surviving weights, with the centroids before and after training (Han et al., Fig. 6).
+    """Histogram of each layer's surviving weights, with the centroids before and after training.
 
-    `layers` is name -> `SharedLayer`.
+    `layers` is name -> `SharedLayer` (Han et al. 2016, Fig. 4, right).
     """
     figure = Figure((WIDTH, 5), layout='constrained')
     for axes, (name, layer) in zip(_panels(figure, layers), layers.items(), strict=True):
-        axes.hist(layer.pruned.astype(float), bins=60, color=GREY, alpha=0.6, label='weights before sharing')
+        heights, _, _ = axes.hist(layer.pruned.astype(float), 60, color=GREY, alpha=0.6, label='weights before sharing')
+        top = max(heights.max(), 1)
         for values, marker, color, height, label in [
-                (layer.clustered, 'o', BLUE, 0.06, 'centroids of k-means'),
-                (layer.trained, '^', RED, 0.14, 'centroids after training')]:
+                (layer.clustered, 'o', BLUE, -0.08, 'centroids of k-means'),
+                (layer.trained, '^', RED, -0.19, 'centroids after training')]:
             centroids = np.unique(values)
-            axes.plot(centroids, np.full(len(centroids), height), marker, color=color, markersize=3.5, label=label,
-                      transform=axes.get_xaxis_transform())
+            axes.plot(centroids, np.full(len(centroids), height * top), marker, color=color, markersize=3, label=label)
+        axes.set_ylim(-0.27 * top, 1.05 * top)
+        axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= top])  # below zero are only the centroids
         axes.set_title(f'{name}: {len(layer.pruned):,} weights', fontsize=10)
         axes.set_xlabel('value of the weight', fontsize=9)
     figure.supylabel('number of weights')
@@ -115,6 +116,7 @@ def draw_sharing(layers, folder):
     for axes, (name, layer) in zip(_panels(top, layers), layers.items(), strict=True):
         counts = np.unique(layer.trained, return_counts=True)[1]
         axes.bar(range(1, len(counts) + 1), counts, color=BLUE)
+        axes.set_xticks([1, max(len(counts) // 2, 1), max(len(counts), 1)])
         axes.set_title(f'{name}: {len(counts)} centroids', fontsize=10)
     top.supxlabel('centroid, from the lowest value to the highest')
     top.supylabel('weights that share it')
@@ -190,12 +192,12 @@ def draw_code_lengths(streams, folder):
         axes.plot(frequencies, lengths, marker, color=color, markersize=4, alpha=0.6, label=part)
     lowest = min(stream.counts.min() / stream.n_symbols for stream in streams if len(stream.counts))
     ideal = np.geomspace(min(lowest, 0.5), 1)
-    axes.plot(ideal, -np.log2(ideal), color=BLACK, label='ideal: −log2(frequency), its mean is the entropy bound')
+    axes.plot(ideal, -np.log2(ideal), color=BLACK, label='ideal: −log2(frequency)')
     axes.set_xscale('log')
     axes.set_xlabel('frequency of the symbol in its stream')
     axes.set_ylabel('length of its code word (bits)')
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title('Frequent symbols get short codes, but no code word is shorter than one bit')
     axes.grid(alpha=0.3)
-    axes.legend(title='stream')
+    axes.legend(title='stream (the mean of the ideal is its entropy)', loc='lower left', ncols=2)
     return save(figure, folder, 'code_lengths')

@@ -208,10 +208,12 @@ def test_the_log_and_the_figures_may_be_others(written):
     assert Checkpoint('pruning.py', pruning.PHASES, args).history == written['history']
 
 
-@pytest.mark.parametrize('main', [pruning.main, weight_share.main])
-def test_a_checkpoint_is_not_thrown_away_silently(main, written):
+@pytest.mark.parametrize('main, message', [
+    (pruning.main, 'pruning.py was interrupted; --resume goes on with it, --restart throws it away'),
+    (weight_share.main, 'pruning.py was interrupted; first run it with --resume or --restart')])
+def test_a_checkpoint_is_not_thrown_away_silently(main, message, written):
     before = PATH.read_bytes()
-    with pytest.raises(SystemExit, match=f'^error: {PATH}: pruning.py was interrupted; --resume goes on with it, --re'):
+    with pytest.raises(SystemExit, match=f'^error: {PATH}: {message}$'):
         util.run(lambda: main(['--data', 'digits']))
     assert PATH.read_bytes() == before
 
@@ -230,7 +232,7 @@ def test_restart_throws_a_damaged_one_away(written):
 
 
 def test_restart_does_not_throw_another_scripts_run_away(written):
-    with pytest.raises(ValueError, match=f'^{PATH}: belongs to pruning.py, got --restart for weight_share.py$'):
+    with pytest.raises(ValueError, match=f'^{PATH}: pruning.py was interrupted; first run it with --re'):
         Checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--restart']))
     assert PATH.exists()
 

@@ -1,5 +1,7 @@
 """The network that comes with the scripts, decoded and used from the command line."""
+import itertools
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,9 +38,23 @@ def test_the_answer_is_that_of_the_network(capsys):
     assert f'photo.png: {huffman_coding.CIFAR10_CLASSES[best]} ' in capsys.readouterr().out
 
 
-def test_the_accuracy_is_measured_where_there_is_data(capsys):
-    huffman_coding.main(['--classify', '--data', 'digits', '--no-cuda'])
-    assert re.search(r'^Test set: .* Accuracy: \d+/360', capsys.readouterr().out, re.M)
+def test_the_accuracy_is_measured_where_there_are_images(capsys):
+    for split, name in itertools.product(('train', 'test'), huffman_coding.CIFAR10_CLASSES):
+        Path('images', split, name).mkdir(parents=True)
+        photo(f'images/{split}/{name}/1.png')
+    huffman_coding.main(['--classify', '--data', 'images', '--no-cuda'])
+    assert re.search(r'^Test set: .* Accuracy: \d/10 ', capsys.readouterr().out, re.M)
+
+
+def test_images_of_other_classes_are_refused():
+    with pytest.raises(ValueError, match='^digits: the network knows airplane, automobile, .*, the images are 0, 1, 2'):
+        huffman_coding.main(['--classify', '--data', 'digits', '--no-cuda'])
+
+
+def test_another_compact_file_is_used_with_the_names_of_its_data(capsys):
+    file = str(huffman_coding.SHIPPED)
+    huffman_coding.main(['--classify', photo(), '--from-compact', file, '--data', 'digits', '--no-cuda'])
+    assert re.search(r'^photo.png: \d [\d.]+ %, \d ', capsys.readouterr().out, re.M)
 
 
 def test_a_photo_is_its_middle_square(tmp_path):

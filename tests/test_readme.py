@@ -16,3 +16,16 @@ def test_the_figures_are_there_and_small():
     assert len(figures) == 6
     for figure in figures:
         assert (README.parent / figure).stat().st_size < 150_000
+
+
+def test_nothing_is_left_to_fill_in():
+    prose = re.sub(r'`[^`]+`|```.*?```', '', README.read_text(), flags=re.S)
+    assert not re.search(r'[A-Z]{3,}_[A-Z]+|TODO|XXX', prose)
+
+
+def test_links_within_lead_to_a_heading():
+    text = README.read_text()
+    titles = re.findall(r'^#+ (.*)$', text, re.M)
+    headings = {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
+    links = set(re.findall(r'\]\(#(.+?)\)', text))
+    assert len(links) > 10 and links <= headings
