@@ -60,7 +60,7 @@ def draw_history(history, images, folder):
     for axes, (key, label, color) in zip(all_axes, rows, strict=True):
         axes.plot(epochs, [np.nan if entry[key] is None else entry[key] for entry in history], color=color, marker='.',
                   markersize=4, linewidth=1)
-        axes.set_ylabel(label, fontsize=9)
+        axes.set_ylabel(label, fontsize=8)
         axes.grid(alpha=0.3)
     all_axes[2].set_yscale('log')
     all_axes[2].set_xlabel('epochs')
@@ -192,12 +192,12 @@ def draw_code_lengths(streams, folder):
         axes.plot(frequencies, lengths, marker, color=color, markersize=4, alpha=0.6, label=part)
     lowest = min(stream.counts.min() / stream.n_symbols for stream in streams if len(stream.counts))
     ideal = np.geomspace(min(lowest, 0.5), 1)
-    axes.plot(ideal, -np.log2(ideal), color=BLACK, label='ideal: −log2(frequency)')
+    axes.plot(ideal, -np.log2(ideal), color=BLACK, label='ideal: −log2(frequency), on average the entropy')
     axes.set_xscale('log')
     axes.set_xlabel('frequency of the symbol in its stream')
     axes.set_ylabel('length of its code word (bits)')
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title('Frequent symbols get short codes, but no code word is shorter than one bit')
     axes.grid(alpha=0.3)
-    axes.legend(title='stream (the mean of the ideal is its entropy)', loc='lower left', ncols=2)
+    figure.legend(loc='outside lower center', ncols=5, fontsize=9, columnspacing=1.2)
     return save(figure, folder, 'code_lengths')
