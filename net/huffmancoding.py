@@ -162,6 +162,7 @@ def _run_automaton(row_of_next, groups, width, start, n_runs=8):
     """
     length = 2520 // width  # of a lane, in groups; 2520 bits are whole code words of any equal length up to 10 bits
     length *= max(1, len(groups) // (1024 * length))
+    length = min(length, max(1, len(groups)))  # a short stream is one lane, no longer than itself
     lanes = np.pad(groups, (0, -len(groups) % length)).reshape(-1, length).T.astype(np.int32, order='C')
     cells, starts = np.empty_like(lanes), np.zeros(lanes.shape[1], np.int32)
     starts[:1] = start

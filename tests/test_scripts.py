@@ -106,13 +106,15 @@ def test_an_accuracy_below_the_ranking_ends_in_status_1_and_is_named(finished):
 
 
 @pytest.mark.slow
-def test_the_digits_command_of_the_readme_ends_in_an_accepted_submission():
+def test_the_digits_command_of_the_readme_ends_in_an_accepted_submission_and_all_figures():
     lines = (ROOT / 'README.md').read_text().splitlines()
     commands = next(line for line in lines if '&& python huffman_coding.py --data digits' in line)
     for command in commands.split(' && ')[3:]:
         done = run([*command.split()[1:], '--no-cuda'], '.')
         assert done.returncode == 0, done.stderr
     assert done.stdout.count('ok     | ') == 5
+    assert sorted(path.name for path in Path('figures').iterdir()) == [
+        'bytes.png', 'centroids.png', 'code_lengths.png', 'history.png', 'sensitivity.png', 'sharing.png']
 
 
 def test_retraining_can_start_from_a_dense_model_and_report_on_held_out_images(finished, capsys):
@@ -145,7 +147,8 @@ def test_without_an_id_nothing_is_handed_in_and_a_failed_check_is_no_failure(fin
 
 def test_other_bits_are_shared_but_fail_the_graders_count(finished, capsys):
     pruned = str(finished[0] / 'saves/model_after_retraining.ptmodel')
-    weight_share.main([*DIGITS, '--bits', '2', '--load-model-path', pruned, '--save-model-path', 'two-bits.ptmodel'])
+    weight_share.main([*DIGITS, '--bits', '2', '--epochs', '0', '--load-model-path', pruned, '--save-model-path',
+                       'two-bits.ptmodel'])
     with pytest.raises(ValueError, match='33 distinct values per convolution'):
         huffman_coding.main([*DIGITS, '--load-model-path', 'two-bits.ptmodel', '--student-id', 'x1'])
     assert '| 5, 5, 5, 5, 5' in capsys.readouterr().out
