@@ -1,4 +1,4 @@
-"""The figures, drawn from small made-up runs: axes, labels and what is in them; test_scripts.py draws all on digits."""
+"""The figures, drawn from small made-up runs and from the scripts on digits: axes, labels and what is drawn in them."""
 import os
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import huffman_coding
 import pruning
+import weight_share
 from net import figures
 from net.models import AlexNet
 from net.statistics import Stream
@@ -134,6 +136,18 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(monkeypatch):
     with pytest.raises(OSError, match='^code_lengths.png: cannot be written .No space left on device.$'):
         figures.draw_code_lengths(STREAMS, '.')
     assert os.listdir() == ['code_lengths.png'] and Path('code_lengths.png').read_text() == 'old'
+
+
+def test_the_scripts_draw_all_figures_on_digits():
+    digits = ['--data', 'digits', '--no-cuda', '--figures', 'figures']
+    pruning.main([*digits, '--epochs', '1', '--keep', '20000', '--prune-steps', '2', '--retrain-epochs', '1',
+                  '--validation', '100'])
+    assert sorted(path.stem for path in Path('figures').iterdir()) == ['history', 'sensitivity']
+    weight_share.main([*digits, '--epochs', '1', '--validation', '100'])
+    huffman_coding.main(digits)
+    assert sorted(path.name for path in Path('figures').iterdir()) == [
+        'bytes.png', 'centroids.png', 'code_lengths.png', 'history.png', 'sensitivity.png', 'sharing.png']
+    assert all(path.read_bytes()[:4] == b'\x89PNG' for path in Path('figures').iterdir())
 
 
 def test_a_scan_prunes_one_layer_at_a_time_and_leaves_the_model_as_it_was():
