@@ -1,36 +1,55 @@
 """Stage 3 of Deep Compression: encode the shared model, decode it again, and check what is handed in."""
+from net.command_line import catch_ctrl_c
+
+if __name__ == '__main__':
+    catch_ctrl_c()  # before the imports that take seconds
+
 import argparse
+import glob
 import io
+import shlex
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 import util
+from net import command_line
 from net.compact import compact_from_model, model_from_compact
+from net.data import DOWNLOAD_FOLDER, load_images, load_photo, normalize
+from net.files import UserError, one_run_per_folder, replace_file
 from net.huffmancoding import huffman_decode_model, huffman_encode_model, naming
-from net.models import AlexNet, load_model, replace_file, save_model
+from net.models import AlexNet, save_model
 from net.statistics import entropy_table, read_streams
 
 DIRECTORY = 'encodings/'
-SHIPPED = Path(__file__).parent / 'tests/data/alexnet-cifar10.dcan'
+SHARED = 'saves/model_after_weight_sharing.ptmodel'
+PRUNED = Path('saves/model_after_retraining.ptmodel')
+SHIPPED = Path(__file__).parent / 'net/pretrained/smallest.dcan'
 CIFAR10_CLASSES = 'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
 
+EXAMPLES = """\
+  python huffman_coding.py --student-id b08902000
+  python huffman_coding.py --classify photo.png"""
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
 
 def parse_args(argv=None):
-    parser = util.Parser(__doc__)
-    util.add_common_arguments(parser)
-    parser.add_argument('--load-model-path', default='saves/model_after_weight_sharing.ptmodel', help='shared model')
-    parser.add_argument('--student-id', type=student_id, metavar='ID',
-                        help='write the files to hand in: ID.ptmodel and ID.zip')
-    parser.add_argument('--compact', type=util.output_file, metavar='FILE',
-                         help='write the model as one small file, too')
-    parser.add_argument('--from-compact', metavar='FILE', help='only decode this small file')
-    parser.add_argument('--save-model-path', metavar='FILE', help='where --from-compact writes the model')
-    parser.add_argument('--classify', nargs='*', metavar='IMAGE', help='only decode the small file of --from-compact '
-                        '(or the one that comes with these scripts), measure its accuracy if the data is there, and '
-                        'say what these images show')
+    parser = command_line.Parser(__doc__, ['data', 'output', 'only decode a compact file'], EXAMPLES)
+    command_line.add_common_arguments(parser)
+    parser.groups['data'].add_argument('--load-model-path', metavar='FILE', default=SHARED, help='shared model')
+    add = parser.groups['output'].add_argument
+    add('--student-id', type=student_id, metavar='ID', help='write the files to hand in: ID.ptmodel and ID.zip')
+    add('--compact', type=command_line.output_file, metavar='FILE', help='write the model as one small file, too')
+    add = parser.groups['only decode a compact file'].add_argument
+    add('--from-compact', metavar='FILE', help='the file; without this, --classify takes the one that comes with the '
+        'scripts')
+    add('--save-model-path', metavar='FILE', help='where to write the model of --from-compact')
+    add('--classify', nargs='*', metavar='IMAGE', help='measure its accuracy, if the data is there, and say what these '
+        'images show')
     args = parser.parse_args(argv)
     if args.save_model_path is not None and args.from_compact is None:
         parser.error('--save-model-path goes with --from-compact, got only the first')
@@ -39,7 +58,7 @@ def parse_args(argv=None):
     for flag in 'from_compact', 'classify':
         for other in 'student_id', 'compact', 'figures', 'load_model_path':
             if getattr(args, flag) is not None and getattr(args, other) != parser.get_default(other):
-                parser.error(f'{util.flag(flag)} only decodes a compact file, got {util.flag(other)}')
+                parser.error(f'{command_line.flag(flag)} only decodes a compact file, got {command_line.flag(other)}')
     return args
 
 
@@ -50,12 +69,14 @@ def student_id(text):
     return text
 
 
+# ---- compact files ---------------------------------------------------------------------------------------------------
+
 def check_lossless(model, decoded):
-    """Raise ValueError unless all parameters of the two models are the same, bit for bit."""
+    """Raise RuntimeError unless all parameters of the two models are the same, bit for bit."""
     decoded_params = dict(decoded.named_parameters())
     for name, param in model.named_parameters():
         if not torch.equal(param.data.view(torch.int32), decoded_params[name].data.view(torch.int32)):
-            raise ValueError(f'{name} differs after decoding: the encoding is not lossless')
+            raise RuntimeError(f'{name} differs after decoding: the encoding is not lossless')
 
 
 def write_compact(model, path):
@@ -69,48 +90,67 @@ def write_compact(model, path):
 
 
 def load_compact(path):
-    """Read an AlexNet from a compact file; ValueError, naming the file, if it is none."""
+    """Read an AlexNet from a compact file; UserError, naming the file, if it is none."""
     with naming(path):
-        return model_from_compact(Path(path).read_bytes())
+        data = Path(path).read_bytes()
+        if zipfile.is_zipfile(path):
+            raise UserError('a .ptmodel, expected a compact file: name it with --load-model-path')
+        return model_from_compact(data)
 
 
 def decode_compact(args, device):
     """All that --from-compact and --classify ask for."""
     path = args.from_compact or SHIPPED
+    photos = {name: load_photo(name) for name in expand(args.classify or [])}  # before anything is decoded
     model = load_compact(path).to(device)
     print(f'{path}: {Path(path).stat().st_size} bytes, decoded')
     if args.save_model_path is not None:
         save_model(model, args.save_model_path)
         print(f'Wrote {args.save_model_path}')
     if args.classify is not None:
-        classify(model, args.classify, args.data, CIFAR10_CLASSES if args.from_compact is None else None)
+        classify(model, photos, args.data, CIFAR10_CLASSES if args.from_compact is None else None)
 
 
-def classify(model, paths, data, classes=None):
-    """Print the accuracy on the test images, if they are there, and what each of the image files shows.
+def expand(patterns):
+    """Paths, and what patterns such as *.png match, which some shells hand over as they are."""
+    paths = []
+    for pattern in patterns:
+        matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
+        if not matches:
+            raise UserError(f'{pattern}: no such image')
+        paths += matches
+    return paths
+
+
+def classify(model, photos, data, classes=None):
+    """Print the accuracy on the test images, if they are there, and what each of the photos, by its name, shows.
 
     `classes` are the names of what the model knows; else those of the images, or else numbers.
     """
-    photos = [util.load_photo(path) for path in paths]
     try:
-        images = util.load_images(data, train=False, download=False)
+        images = load_images(data, train=False, download=False)
     except FileNotFoundError:
+        if not photos:
+            raise UserError(f'--classify needs images to look at, or a test set to measure the accuracy on, '
+                            f'got neither: there is none in {data!r}') from None
         print(f'There are no images in {data!r} to measure the accuracy on')
-        classes = classes or [str(i) for i in range(model.fc3.out_features)]
+        classes = classes or [str(i) for i in range(model.n_classes)]
     else:
         if classes is not None and classes != images.classes:
-            raise ValueError(
+            raise UserError(
                 f'{data}: the network knows {", ".join(classes)}, the images are {", ".join(images.classes)}')
         util.test(model, images=images)
         classes = images.classes
     device = next(model.parameters()).device
     model.eval()
-    for path, photo in zip(paths, photos, strict=True):
+    for name, photo in photos.items():
         with torch.no_grad():
-            probabilities = model(util.normalize(photo.to(device)))[0].exp()
+            probabilities = model(normalize(photo.to(device)))[0].exp()
         likely = probabilities.argsort(descending=True)[:3].tolist()
-        print(f'{path}: ' + ', '.join(f'{classes[i]} {100 * probabilities[i]:.1f} %' for i in likely))
+        print(f'{name}: ' + ', '.join(f'{classes[i]} {100 * probabilities[i]:.1f} %' for i in likely))
 
+
+# ---- what is handed in -----------------------------------------------------------------------------------------------
 
 class Check(NamedTuple):
     """One of the grader's checks."""
@@ -146,37 +186,51 @@ def plain_load(model):
     return type(loaded).__name__, isinstance(loaded, AlexNet)
 
 
-def write_submission(model, student_id):
-    """Write the two files to hand in: the model and an archive of the net/ folder."""
-    save_model(model, f'{student_id}.ptmodel')
-    with replace_file(f'{student_id}.zip') as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
+def write_submission(model, args):
+    """Write the two files to hand in, the model and an archive of the net/ folder, and say which grader they suit."""
+    model_path, archive_path = f'{args.student_id}.ptmodel', f'{args.student_id}.zip'
+    save_model(model, model_path)
+    with replace_file(archive_path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(Path(__file__).with_name('net').glob('*.py')):
             archive.write(path, f'net/{path.name}')
-    print(f'Wrote {student_id}.ptmodel and {student_id}.zip')
+    print(f'Wrote {model_path} and {archive_path}')
+    data = [] if args.data == DOWNLOAD_FOLDER else ['--data', args.data]
+    command = shlex.join(['python', 'huffman_coding.py', *data, '--student-id', args.student_id])
+    if next(model.parameters()).is_cuda:
+        print(f'{model_path} remembers the GPU. For a grader without one: {command} --no-cuda')
+    else:
+        print(f'{model_path} remembers the CPU. For a grader with a GPU, copy {args.load_model_path} to a machine with '
+              f'a GPU and run there: {command}')
 
 
 def draw_figures(model, streams, folder):
-    from net import figures
-    biases = {name: 4 * layer.bias.numel() for name, layer in model.named_children()}
-    original = {name: biases[name] + 4 * layer.weight.numel() for name, layer in model.named_children()}
+    from net import figures  # matplotlib takes a second to import
+    biases = {name: 4 * layer.bias.numel() for name, layer in model.layers()}
+    original = {name: biases[name] + 4 * layer.weight.numel() for name, layer in model.layers()}
     print('Wrote', figures.draw_bytes(streams, biases, original, folder))
     print('Wrote', figures.draw_code_lengths(streams, folder))
 
 
+# ---- the whole stage -------------------------------------------------------------------------------------------------
+
 def main(argv=None):
     args = parse_args(argv)
-    device = util.pick_device(args.no_cuda)
+    device = command_line.pick_device(args.no_cuda)
     if args.from_compact is not None or args.classify is not None:
         decode_compact(args, device)
         return
-    model = load_model(args.load_model_path, device)
-    test_images = util.load_images(args.data, train=False).to(device)
+    with one_run_per_folder():
+        run_stage(args, device, command_line.header('huffman_coding.py', argv))
 
-    def report(key, model):
-        accuracy = util.test(model, device.type == 'cuda', test_images)
-        util.log(f'{key} {accuracy}', args.log)
-        return accuracy
 
+def run_stage(args, device, header):
+    """From the shared model to `encodings/`, and back."""
+    model = command_line.load_input(args.load_model_path, SHARED, 'weight_share.py', device)
+    if args.load_model_path == SHARED and PRUNED.exists() and PRUNED.stat().st_mtime > Path(SHARED).stat().st_mtime:
+        print(f'Note: {PRUNED} is newer than {SHARED}: if you want it encoded, run weight_share.py first')
+    test_images = load_images(args.data, train=False).to(device)
+    report = partial(command_line.report, images=test_images, log=args.log)
+    util.log(header, args.log)
     print('--- Accuracy before encoding ---')
     accuracy_before = report('Accuracy_before_encoding', model)
     if args.compact:
@@ -184,31 +238,40 @@ def main(argv=None):
         write_compact(model, args.compact)
     print('--- Start encoding ---')
     huffman_encode_model(model, DIRECTORY, args.log)
-    streams = read_streams(model, DIRECTORY)
+    with command_line.already_written(DIRECTORY, *filter(None, [args.compact])):
+        print_statistics(model, args)
+        print('--- Start decoding ---')
+        decoded = AlexNet(model.n_classes).to(device)
+        huffman_decode_model(decoded, DIRECTORY)
+        check_lossless(model, decoded)
+        print('Lossless: every parameter came back bit for bit')
+        print('--- Accuracy after decoding ---')
+        accuracy_after = report('Accuracy_after_decoding', decoded)
+        check_submission(decoded, accuracy_before, accuracy_after, args)
+
+
+def print_statistics(model, args):
     print('--- How good the code is ---')
+    streams = read_streams(model, DIRECTORY)
     table = entropy_table(streams)
     print(table)
     util.log(table, args.log)
-    print('--- Start decoding ---')
-    decoded = AlexNet(model.fc3.out_features).to(device)
-    huffman_decode_model(decoded, DIRECTORY)
-    check_lossless(model, decoded)
-    print('Lossless: every parameter came back bit for bit')
-    print('--- Accuracy after decoding ---')
-    accuracy_after = report('Accuracy_after_decoding', decoded)
-
-    print('--- Submission check ---')
-    checks = submission_checks(decoded, accuracy_before, accuracy_after)
-    for check in checks:
-        print(f'{"ok" if check.passed else "FAILED":6} | {check.expected:46} | {check.found:20} | {check.points}')
     if args.figures:
         draw_figures(model, streams, args.figures)
+
+
+def check_submission(model, accuracy_before, accuracy_after, args):
+    """Print the grader's checks and write what --student-id asks for; then UserError if a check has failed."""
+    print('--- Submission check ---')
+    checks = submission_checks(model, accuracy_before, accuracy_after)
+    for check in checks:
+        print(f'{"ok" if check.passed else "FAILED":6} | {check.expected:46} | {check.found:20} | {check.points}')
     if args.student_id:
-        write_submission(decoded, args.student_id)
+        write_submission(model, args)
         failed = [check.expected for check in checks if not check.passed]
         if failed:
-            raise ValueError(f'submission check failed: {"; ".join(failed)}')
+            raise UserError(f'submission check failed: {"; ".join(failed)}')
 
 
 if __name__ == '__main__':
-    util.run(main)
+    command_line.run(main)

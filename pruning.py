@@ -1,92 +1,123 @@
 """Stage 1 of Deep Compression: train the network, prune its small weights, retrain what is left."""
+from net.command_line import catch_ctrl_c
+
+if __name__ == '__main__':
+    catch_ctrl_c()  # before the imports that take seconds
+
 import argparse
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR
 from tqdm import tqdm
 
 import util
+from net import command_line
 from net.checkpoint import PATH, Checkpoint
+from net.command_line import number
+from net.data import Images, batches
+from net.files import UserError, one_run_per_folder
 from net.live import count_alive, live_part, remove_dead_weights, state_like
 from net.models import AlexNet, load_model, save_model
-from net.prune import fraction_to_keep
+from net.prune import CRITERIA, fraction_to_keep, percentile_threshold, weights_to_keep
 
 # Defaults of flags, chosen on 5,000 held-out training images.
 RECIPES = {
     # The highest compression rate above 60 % accuracy: many small pruning steps, then a long training of what is left.
-    'ranking': {'epochs': 8, 'keep': 4200, 'fc_cost': 6, 'prune_steps': 40,
+    'ranking': {'epochs': 8, 'prune': 'lamp', 'keep': 4200, 'fc_cost': 6, 'prune_steps': 40,
                 'retrain_epochs': 160, 'retrain_lr': 5e-3, 'crop': 'first'},
     # Han et al. 2016: prune once, at the rates of Table 4.
-    'paper': {'epochs': 20, 'keep': None, 'fc_cost': 1, 'prune_steps': 1,
+    'paper': {'epochs': 20, 'prune': 'percentile', 'keep': None, 'fc_cost': 1, 'prune_steps': 1,
               'retrain_epochs': 12, 'retrain_lr': 1e-3, 'crop': 'always'},
 }
+GOALS = {'percentile': 'rates', 'std': 'sensitivity'}  # criterion -> its flag; a budget, --keep, for all others
 
 SCANNED_PERCENTS = 80, 60, 40, 30, 20, 10, 5, 2  # of the weights kept, for the figure of the sensitivity
 PHASES = 'initial training', 'pruning', 'retraining'
 
 
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
 def parse_args(argv=None):
     parser = make_parser()
-    given = parser.parse_args(argv)
-    prune = getattr(given, 'prune', 'std' if 'sensitivity' in given else 'percentile')
-    if prune == 'percentile' and 'sensitivity' in given:
-        parser.error('--sensitivity goes with --prune std, got --prune percentile')
-    if prune == 'std' and ('rates' in given or 'keep' in given):
-        parser.error('--rates and --keep go with --prune percentile, got --prune std')
-    if prune == 'std' and getattr(given, 'prune_steps', 1) > 1:
+    given = parser.parse_args(argv)  # flags with a default of the recipe are None, unless they are given
+    asked = next((criterion for criterion in CRITERIA if getattr(given, goal_of(criterion)) is not None), None)
+    criterion = given.prune or asked
+    if criterion and asked and goal_of(criterion) != goal_of(asked):
+        parser.error(f'{command_line.flag(goal_of(asked))} goes with --prune {asked}, got --prune {criterion}')
+    recipe = given.recipe or ('paper' if criterion in GOALS else 'ranking')
+    criterion = criterion or RECIPES[recipe]['prune']
+    if criterion in GOALS and given.fc_cost is not None:
+        parser.error(f'--fc-cost goes with --keep, got --prune {criterion}')
+    if criterion not in GOALS and (given.keep or RECIPES[recipe]['keep']) is None:
+        parser.error(f'--prune {criterion} needs --keep, got --recipe {recipe} without it')
+    if criterion == 'std' and (given.prune_steps or 1) > 1:
         parser.error(f'--prune std prunes once, got --prune-steps {given.prune_steps}')
-    recipe = getattr(given, 'recipe', 'paper' if prune == 'std' or 'rates' in given else 'ranking')
-    args = argparse.Namespace(**{**RECIPES[recipe], 'rates': {}, 'sensitivity': None, 'load_model_path': None,
-                                 **vars(given), 'recipe': recipe, 'prune': prune})
-    if prune == 'std':
-        args.prune_steps = 1
-    if 'rates' in given:
+    parser.set_defaults(**RECIPES[recipe], recipe=recipe)
+    args = parser.parse_args(argv)
+    args.prune, args.rates = criterion, args.rates or {}
+    if criterion in GOALS:
         args.keep = None
+    if criterion == 'std':
+        args.prune_steps = 1
     return args
 
 
+def goal_of(criterion):
+    return GOALS.get(criterion, 'keep')
+
+
 def make_parser():
-    parser = util.Parser(__doc__)
+    parser = command_line.Parser(__doc__, ['data', 'training', 'pruning', 'output'], EXAMPLES)
+    command_line.add_common_arguments(parser)
+    command_line.add_training_arguments(parser)
 
-    def add(flag, help, group=parser, **kwargs):
-        """A flag whose default is the recipe's: absent from what is parsed, unless it is given."""
-        values = [recipe[flag[2:].replace('-', '_')] for recipe in RECIPES.values()]
-        group.add_argument(flag, default=argparse.SUPPRESS, **kwargs,
-                           help=f'{help} ({", ".join(map("{}: {}".format, RECIPES, values))})')
+    def of_recipe(name):
+        values = [f'{recipe}: {defaults[name]}' for recipe, defaults in RECIPES.items() if defaults[name] is not None]
+        return f'({", ".join(values)})'
 
-    util.add_common_arguments(parser)
-    util.add_training_arguments(parser)
-    parser.add_argument('--recipe', choices=RECIPES, default=argparse.SUPPRESS, help='which defaults other flags have '
-                        '(paper if --rates, --prune std or --sensitivity says how to prune, else ranking)')
-    add('--epochs', 'epochs of the first training', type=util.number(int, 1))
-    parser.add_argument('--lr', type=util.number(float, 0), default=1e-3,
-                        help='highest learning rate of the first training, and the rate between pruning steps')
-    add('--crop', 'random crops of the images always, or only in the first training: a network with few weights left '
-        'does without', choices=['always', 'first'])
-    parser.add_argument('--prune', choices=['percentile', 'std'], default=argparse.SUPPRESS, help='how to find the '
-                        'thresholds: keep a percentage of each layer, or compare with its standard deviation, once '
-                        '(std if --sensitivity is given, else percentile)')
-    goal = parser.add_mutually_exclusive_group()
-    add('--keep', 'weights to keep in all, shared out over the layers by a layer-adaptive score', goal,
-        type=util.number(int, 1), metavar='N')
-    goal.add_argument('--rates', type=parse_rates, metavar='LAYER=PERCENT,...', default=argparse.SUPPRESS,
+    add = parser.groups['data'].add_argument
+    add('--load-model-path', metavar='FILE', help='trained model: skips the first training; with --validation, it must '
+        'have been trained with the same --validation')
+    add = parser.groups['training'].add_argument
+    add('--recipe', choices=RECIPES, help='which defaults other flags have (paper if --rates, --sensitivity or --prune '
+        'says how to prune, else ranking)')
+    add('--epochs', type=number(int, 1), metavar='N', help=f'epochs of the first training {of_recipe("epochs")}')
+    add('--lr', type=number(float, 0), metavar='X', default=1e-3,
+        help='highest learning rate of the first training, and the rate between pruning steps')
+    add('--crop', choices=['always', 'first'], help='random crops of the images always, or only in the first training: '
+        f'a network with few weights left does without {of_recipe("crop")}')
+    add('--retrain-epochs', type=number(int, 1), metavar='N',
+        help=f'epochs after pruning {of_recipe("retrain_epochs")}')
+    add('--retrain-lr', type=number(float, 0), metavar='X',
+        help=f'highest learning rate after pruning {of_recipe("retrain_lr")}')
+    add = parser.groups['pruning'].add_argument
+    add('--prune', choices=CRITERIA, help='what tells which weights go: a layer-adaptive score under a budget '
+        f'(--keep), a percentage (--rates), or the standard deviation, once (--sensitivity) {of_recipe("prune")}')
+    goal = parser.groups['pruning'].add_mutually_exclusive_group()
+    goal.add_argument('--keep', type=number(int, 1), metavar='N',
+                      help=f'weights to keep in all, those with the highest scores {of_recipe("keep")}')
+    goal.add_argument('--rates', type=parse_rates, metavar='LAYER=PERCENT,...',
                       help='percent of the weights to keep in these layers, and the paper\'s in the others')
-    goal.add_argument('--sensitivity', type=util.number(float, 0), default=argparse.SUPPRESS,
-                      help='threshold in standard deviations; alone it selects --prune std')
-    add('--fc-cost', 'with --keep: how many times the score of a convolution weight one of a fully connected layer '
-        'needs to stay, since it takes more bytes', type=util.number(float, 0.01))
-    add('--prune-steps', 'reach the goal in N steps, with an epoch of training between two of them',
-        type=util.number(int, 1), metavar='N')
-    add('--retrain-epochs', 'epochs after pruning', type=util.number(int, 1))
-    add('--retrain-lr', 'highest learning rate after pruning', type=util.number(float, 0))
-    parser.add_argument('--load-model-path', default=argparse.SUPPRESS, help='trained model: skips the first training; '
-                        'with --validation, it must have been trained with the same --validation')
+    goal.add_argument('--sensitivity', type=number(float, 0), metavar='X',
+                      help='threshold in standard deviations of a layer (0.25, unless given)')
+    add('--fc-cost', type=number(float, 0.01), metavar='X', help='with --keep: how many times the score of a '
+        'convolution weight one of a fully connected layer needs to stay, since it takes more bytes '
+        f'{of_recipe("fc_cost")}')
+    add('--prune-steps', type=number(int, 1), metavar='N',
+        help=f'reach the goal in N steps, with an epoch of training between two of them {of_recipe("prune_steps")}')
     return parser
+
+
+EXAMPLES = """\
+  python pruning.py --validation 5000 --figures figures
+  python pruning.py --recipe paper --rates conv1=84,fc2=9"""
 
 
 def parse_rates(text):
@@ -100,11 +131,13 @@ def parse_rates(text):
         if name in rates:
             raise argparse.ArgumentTypeError(f'{name} must be given once, got {text}')
         try:
-            rates[name] = util.number(float, 0, 100)(percent)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f'{part!r} is not LAYER=PERCENT') from None
+            rates[name] = number(float, 0, 100)(percent)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f'percent of {name} {error} (expected LAYER=PERCENT,...)') from None
     return rates
 
+
+# ---- training --------------------------------------------------------------------------------------------------------
 
 def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_interval=10, crop=True, checkpoint=None):
     """Train in place; weights that are zero when it starts are pruned, and stay zero.
@@ -126,7 +159,7 @@ def train_epoch(model, images, optimizer, scheduler, masks, title, batch_size, l
     model.train()
     n, total_loss, alive, start = len(images.labels), 0.0, count_alive(model), time.perf_counter()
     with tqdm(desc=title, total=n, unit=' images', unit_scale=True, leave=False, disable=None) as bar:
-        for step, (pixels, labels) in enumerate(util.batches(images, batch_size, crop)):
+        for step, (pixels, labels) in enumerate(batches(images, batch_size, crop)):
             optimizer.zero_grad()
             loss = F.nll_loss(model(pixels), labels)
             loss.backward()
@@ -174,9 +207,11 @@ def make_adam(model, lr, args):
     return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=args.weight_decay, fused=True)
 
 
+# ---- pruning ---------------------------------------------------------------------------------------------------------
+
 def prune_gradually(model, images, args, checkpoint=None):
     """Prune in steps, in place, with an epoch of training between two of them; one step is one-shot pruning."""
-    start = {name: int(torch.count_nonzero(layer.weight)) for name, layer in model.named_children()}
+    start = {name: int(torch.count_nonzero(layer.weight)) for name, layer in model.layers()}
     optimizer = make_adam(model, args.lr, args)
     scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # warm-up, then --lr
     done, n_steps = checkpoint.restore(model, optimizer, scheduler) if checkpoint else 0, args.prune_steps
@@ -198,99 +233,126 @@ def prune(model, args, step, start):
     """One of the pruning steps, in place; `start` tells how many weights each layer had before the first."""
     if args.prune == 'std':
         model.prune_by_std(**({} if args.sensitivity is None else {'s': args.sensitivity}))
-    elif args.keep is not None:
-        n = sum(start.values())
-        n_kept = n * fraction_to_keep(1, args.keep / n, step, args.prune_steps)
-        model.prune_by_percentile(model.layer_adaptive_rates(n_kept + 1e-6, args.fc_cost))  # 4199.99... are 4200
-    else:
+    elif args.prune == 'percentile':
         percents = {**model.DEFAULT_PRUNE_RATE, **args.rates}
-        alive = {name: start[name] / layer.weight.numel() for name, layer in model.named_children()}
+        alive = {name: start[name] / layer.weight.numel() for name, layer in model.layers()}
         model.prune_by_percentile({name: 100 * fraction_to_keep(alive[name], percent / 100, step, args.prune_steps)
                                    for name, percent in percents.items()})
+    else:
+        n_kept = weights_to_keep(sum(start.values()), args.keep, step, args.prune_steps)
+        model.prune_to_budget(n_kept, args.fc_cost, args.prune)
 
 
 def sensitivity_scan(model, accuracy):
     """Layer -> {percent of its weights kept: `accuracy(model)`}, each layer pruned alone (Han et al. 2015, Fig. 6)."""
     scan, dense = {}, accuracy(model)
-    for name, layer in model.named_children():
+    for name, layer in model.layers():
         weight = layer.weight.data.clone()
-        thresholds = np.percentile(weight.abs().double().cpu().numpy(), [100 - percent for percent in SCANNED_PERCENTS])
         scan[name] = {100: dense}
-        bar = tqdm(thresholds, f'Sensitivity of {name}', leave=False, disable=None)
-        for percent, threshold in zip(SCANNED_PERCENTS, bar, strict=True):
-            model._prune(layer, threshold)
+        for percent in tqdm(SCANNED_PERCENTS, f'Sensitivity of {name}', leave=False, disable=None):
+            model._prune(layer, percentile_threshold(weight, percent))
             scan[name][percent] = accuracy(model)
             layer.weight.data.copy_(weight)
     return scan
 
 
-def make_model(args, n_classes, device):
-    """The model to begin with: a new one, or that of --load-model-path. ValueError if it has not --keep weights."""
-    model = load_model(args.load_model_path, device) if args.load_model_path else AlexNet(n_classes).to(device)
-    n_weights = sum(int(torch.count_nonzero(layer.weight)) for layer in model.children())
+# ---- the whole stage -------------------------------------------------------------------------------------------------
+
+def main(argv=None):
+    args = parse_args(argv)
+    with one_run_per_folder():
+        run_stage(args, command_line.header('pruning.py', argv))
+
+
+class Run(NamedTuple):
+    """What the phases of a run share."""
+    args: argparse.Namespace
+    model: AlexNet
+    images: Images  # to train on
+    checkpoint: Checkpoint
+    report: Callable  # (key, model): prints and logs the accuracy
+    shown_name: str  # what figures show the accuracy on
+
+
+def run_stage(args, header):
+    """From the images to `saves/model_after_retraining.ptmodel`."""
+    checkpoint = Checkpoint(PATH, 'pruning.py', PHASES[1:] if args.load_model_path else PHASES,
+                            command_line.arguments_of_run(args), args.resume, args.restart)
+    torch.manual_seed(args.seed)
+    device = command_line.pick_device(args.no_cuda)
+    Path('saves').mkdir(exist_ok=True)  # if it cannot be made, better now than after the training
+    model = load_model(args.load_model_path, device) if args.load_model_path else None
+    images, report_images, title = command_line.load_splits(args, device)
+    model = model or AlexNet(len(images.classes)).to(device)
+    check_budget(model, args)
+    shown, shown_name = images_for_figures(args, images, report_images)
+    if args.figures:
+        checkpoint.accuracy = lambda model: (
+            100 * util.evaluate(model, shown, args.test_batch_size)[1] / len(shown.labels))
+    report = partial(command_line.report, images=report_images, log=args.log, title=title,
+                     batch_size=args.test_batch_size)
+    run = Run(args, model, images, checkpoint, report, shown_name)
+    util.log(header, args.log)
+    print(model)
+    util.print_model_parameters(model)
+    if not args.load_model_path and checkpoint.enter('initial training', model):
+        train_dense(run)
+    if checkpoint.enter('pruning', model):
+        prune_dense(run)
+    checkpoint.enter('retraining', model)
+    retrain(run)
+    checkpoint.finish()
+
+
+def train_dense(run):
+    print('--- Initial training ---')
+    fit(run.model, run.images, run.args.epochs, run.args.lr, run.args, crop=True, checkpoint=run.checkpoint)
+    save_model(run.model, 'saves/initial_model.ptmodel')
+
+
+def prune_dense(run):
+    run.report('initial_accuracy', run.model)
+    print('--- Before pruning ---')
+    util.print_nonzeros(run.model, run.args.log)
+    if run.args.figures:
+        from net import figures  # matplotlib takes a second to import
+        scan = sensitivity_scan(run.model, run.checkpoint.accuracy)
+        print('Wrote', figures.draw_sensitivity(scan, run.shown_name, run.args.figures))
+    print('--- Pruning ---')
+    prune_gradually(run.model, run.images, run.args, run.checkpoint)
+    print('--- After pruning ---')
+    util.print_nonzeros(run.model, run.args.log)
+    run.report('accuracy_after_pruning', run.model)
+
+
+def retrain(run):
+    print('--- Retraining ---')
+    with live_part(run.model):
+        fit(run.model, run.images, run.args.retrain_epochs, run.args.retrain_lr, run.args, run.args.crop == 'always',
+            run.checkpoint)
+    save_model(run.model, 'saves/model_after_retraining.ptmodel')
+    run.report('accuracy_after_retraining', run.model)
+    print('--- After Retraining ---')
+    util.print_nonzeros(run.model, run.args.log)
+    if run.args.figures:
+        from net import figures
+        print('Wrote', figures.draw_history(run.checkpoint.history, run.shown_name, run.args.figures))
+
+
+def check_budget(model, args):
+    """Raise UserError if the model has fewer weights than are to be kept."""
+    n_weights = sum(int(torch.count_nonzero(layer.weight)) for _, layer in model.layers())
     if args.keep is not None and args.keep > n_weights:
-        raise ValueError(f'--keep must be at most the {n_weights} weights of the network, got {args.keep}')
-    return model
+        raise UserError(f'--keep must be at most the {n_weights} weights of the network, got {args.keep}')
 
 
-def images_for_figures(args, images, test_images):
+def images_for_figures(args, images, report_images):
     """What figures show the accuracy on, never the test set: held-out images, or else some of the others; its name."""
     if args.validation:
-        return test_images, f'{len(test_images.labels):,} held-out training images'
+        return report_images, f'{len(report_images.labels):,} held-out training images'
     n = min(1000, len(images.labels) - 1)
     return images.split(n)[1], f'{n:,} of the training images'
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    checkpoint = Checkpoint('pruning.py', PHASES[1:] if args.load_model_path else PHASES, args)
-    torch.manual_seed(args.seed)
-    device = util.pick_device(args.no_cuda)
-    Path('saves').mkdir(exist_ok=True)  # if it cannot be made, better now than after the training
-    images, test_images, title = util.load_splits(args, device)
-    if args.figures:
-        from net import figures
-        shown, shown_name = images_for_figures(args, images, test_images)
-        checkpoint.accuracy = lambda model: (
-            100 * util.evaluate(model, shown, args.test_batch_size)[1] / len(shown.labels))
-
-    def report(key):
-        accuracy = util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
-        util.log(f'{key} {accuracy}', args.log)
-
-    model = make_model(args, len(images.classes), device)
-    print(model)
-    util.print_model_parameters(model)
-    if not args.load_model_path and checkpoint.enter('initial training', model):
-        print('--- Initial training ---')
-        fit(model, images, args.epochs, args.lr, args, crop=True, checkpoint=checkpoint)
-        save_model(model, 'saves/initial_model.ptmodel')
-
-    if checkpoint.enter('pruning', model):
-        report('initial_accuracy')
-        print('--- Before pruning ---')
-        util.print_nonzeros(model, args.log)
-        if args.figures:
-            scan = sensitivity_scan(model, checkpoint.accuracy)
-            print('Wrote', figures.draw_sensitivity(scan, shown_name, args.figures))
-        print('--- Pruning ---')
-        prune_gradually(model, images, args, checkpoint)
-        print('--- After pruning ---')
-        util.print_nonzeros(model, args.log)
-        report('accuracy_after_pruning')
-
-    checkpoint.enter('retraining', model)
-    print('--- Retraining ---')
-    with live_part(model):
-        fit(model, images, args.retrain_epochs, args.retrain_lr, args, args.crop == 'always', checkpoint)
-    save_model(model, 'saves/model_after_retraining.ptmodel')
-    if args.figures:
-        print('Wrote', figures.draw_history(checkpoint.history, shown_name, args.figures))
-    checkpoint.finish()
-    report('accuracy_after_retraining')
-    print('--- After Retraining ---')
-    util.print_nonzeros(model, args.log)
-
-
 if __name__ == '__main__':
-    util.run(main, PATH)
+    command_line.run(main, PATH)

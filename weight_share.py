@@ -1,43 +1,60 @@
 """Stage 2 of Deep Compression: the weights of each layer share the few values of a codebook."""
+from net.command_line import catch_ctrl_c
+
+if __name__ == '__main__':
+    catch_ctrl_c()  # before the imports that take seconds
+
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import util
+from net import command_line
 from net.checkpoint import PATH, Checkpoint
+from net.command_line import number
+from net.files import UserError, one_run_per_folder
 from net.live import live_part, remove_dead_weights, sort_units
-from net.models import load_model, save_model
+from net.models import save_model
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
 from pruning import fit
 
+PRUNED = 'saves/model_after_retraining.ptmodel'
+
+EXAMPLES = """\
+  python weight_share.py --fc-bits 5
+  python weight_share.py --bits 4 --fc-bits 3 --bias-bits 4 --sort-units --bfloat16 --save-model-path small.ptmodel"""
+
 
 def parse_args(argv=None):
-    parser = util.Parser(__doc__)
-    util.add_common_arguments(parser)
-    util.add_training_arguments(parser)
-    parser.add_argument('--load-model-path', default='saves/model_after_retraining.ptmodel', help='pruned model')
-    parser.add_argument('--save-model-path', default='saves/model_after_weight_sharing.ptmodel', help='shared model')
-    parser.add_argument('--bits', type=util.number(int, 1, 8), default=5,
-                        help='each convolution keeps 2^BITS shared values')
-    parser.add_argument('--fc-bits', type=util.number(int, 1, 8), metavar='BITS', default=2,
-                        help='the same for the fully connected layers, whose few values training makes up for')
-    parser.add_argument('--bias-bits', type=util.number(int, 1, 8), metavar='BITS',
-                        help='share the biases of each layer as well, which the compact file makes use of')
-    parser.add_argument('--sort-units', action='store_true',
-                        help='renumber the hidden units, so that the compact file says shorter where weights lie')
-    parser.add_argument('--bfloat16', action='store_true',
-                        help='round all values to bfloat16 in the end: the compact file takes 16 bits for each')
-    parser.add_argument('--epochs', type=util.number(int, 0), default=6,
-                        help='epochs of training the shared values, and the biases')
-    parser.add_argument('--moving', action='store_true',
-                        help='let a weight move to another shared value of its layer while these are trained')
-    parser.add_argument('--lr', type=util.number(float, 0), default=1e-3, help='highest learning rate')
+    parser = command_line.Parser(__doc__, ['data', 'training', 'weight sharing', 'output'], EXAMPLES)
+    command_line.add_common_arguments(parser)
+    command_line.add_training_arguments(parser)
+    parser.groups['data'].add_argument('--load-model-path', metavar='FILE', default=PRUNED, help='pruned model')
+    add = parser.groups['training'].add_argument
+    add('--epochs', type=number(int, 0), metavar='N', default=6,
+        help='epochs of training the shared values, and the biases')
+    add('--moving', action='store_true',
+        help='let a weight move to another shared value of its layer while these are trained')
+    add('--lr', type=number(float, 0), metavar='X', default=1e-3, help='highest learning rate')
+    add = parser.groups['weight sharing'].add_argument
+    add('--bits', type=number(int, 1, 8), metavar='BITS', default=5, help='each convolution keeps 2^BITS shared values')
+    add('--fc-bits', type=number(int, 1, 8), metavar='BITS', default=2,
+        help='the same for the fully connected layers, whose few values training makes up for')
+    add('--bias-bits', type=number(int, 1, 8), metavar='BITS',
+        help='share the biases of each layer as well, which the compact file makes use of')
+    add('--sort-units', action='store_true',
+        help='renumber the hidden units, so that the compact file says shorter where weights lie')
+    add('--bfloat16', action='store_true',
+        help='round all values to bfloat16 in the end: the compact file takes 16 bits for each')
+    parser.groups['output'].add_argument('--save-model-path', metavar='FILE', help='shared model',
+                                        default='saves/model_after_weight_sharing.ptmodel')
     return parser.parse_args(argv)
 
 
 def weights_of(model):
     """Layer -> a copy of its weights, float32."""
-    return {name: layer.weight.detach().cpu().numpy().copy() for name, layer in model.named_children()}
+    return {name: layer.weight.detach().cpu().numpy().copy() for name, layer in model.layers()}
 
 
 def draw_figures(pruned, clustered, trained, folder):
@@ -52,44 +69,55 @@ def draw_figures(pruned, clustered, trained, folder):
 
 def main(argv=None):
     args = parse_args(argv)
-    checkpoint = Checkpoint('weight_share.py', ['training'], args)
+    with one_run_per_folder():
+        run_stage(args, command_line.header('weight_share.py', argv))
+
+
+def run_stage(args, header):
+    """From the pruned model to the one at --save-model-path."""
+    checkpoint = Checkpoint(PATH, 'weight_share.py', ['training'], command_line.arguments_of_run(args),
+                            args.resume, args.restart)
     torch.manual_seed(args.seed)
-    device = util.pick_device(args.no_cuda)
-    model = load_model(args.load_model_path, device)
+    device = command_line.pick_device(args.no_cuda)
+    model = command_line.load_input(args.load_model_path, PRUNED, 'pruning.py', device)
     if Path(args.save_model_path).is_dir():  # better now than after the training
-        raise ValueError(f'--save-model-path must be a file, got the folder {args.save_model_path}')
+        raise UserError(f'--save-model-path must be a file, got the folder {args.save_model_path}')
     Path(args.save_model_path).parent.mkdir(parents=True, exist_ok=True)
-    images, test_images, title = util.load_splits(args, device)
-
-    def report(key):
-        accuracy = util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
-        util.log(f'{key} {accuracy}', args.log)
-
+    images, report_images, title = command_line.load_splits(args, device)
+    report = partial(command_line.report, images=report_images, log=args.log, title=title,
+                     batch_size=args.test_batch_size)
+    util.log(header, args.log)
     print('--- Accuracy before weight sharing ---')
-    report('Accuracy_before_quantization')
-    print('--- Weight sharing ---')
-    remove_dead_weights(model)  # what is dead would not be trained with the rest, and keep values of its own
-    if args.sort_units:
-        sort_units(model)
-    pruned = weights_of(model) if args.figures else None
-    apply_weight_sharing(model, args.bits, args.fc_bits, args.bias_bits)
-    clustered = weights_of(model) if args.figures else None
+    report('Accuracy_before_quantization', model)
+    pruned, clustered = share(model, args)
     checkpoint.enter('training', model)
     if args.epochs:
         print('--- Training the shared values ---')
-        util.test(model, device.type == 'cuda', test_images, title, args.test_batch_size)
+        util.test(model, device.type == 'cuda', report_images, title, args.test_batch_size)
         with live_part(model), codebooks_as_parameters(model, args.bias_bits is not None, args.moving):
             fit(model, images, args.epochs, args.lr, args, crop=False, checkpoint=checkpoint)
     if args.bfloat16:
         for param in model.parameters():
             param.data = param.data.bfloat16().float()
     save_model(model, args.save_model_path)
+    with command_line.already_written(args.save_model_path):
+        print('--- Accuracy after weight sharing ---')
+        report('Accuracy_after_quantization', model)
+        if args.figures:
+            draw_figures(pruned, clustered, weights_of(model), args.figures)
     checkpoint.finish()
-    print('--- Accuracy after weight sharing ---')
-    report('Accuracy_after_quantization')
-    if args.figures:
-        draw_figures(pruned, clustered, weights_of(model), args.figures)
+
+
+def share(model, args):
+    """Share the weights in place; return those before and after, for the figures."""
+    print('--- Weight sharing ---')
+    remove_dead_weights(model)  # what is dead would not be trained with the rest, and keep values of its own
+    if args.sort_units:
+        sort_units(model)
+    pruned = weights_of(model)
+    apply_weight_sharing(model, args.bits, args.fc_bits, args.bias_bits)
+    return pruned, weights_of(model)
 
 
 if __name__ == '__main__':
-    util.run(main, PATH)
+    command_line.run(main, PATH)

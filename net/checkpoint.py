@@ -1,18 +1,21 @@
-"""Checkpoints: where a run stands after each epoch, in one file, so that it goes on after an interruption."""
+"""Checkpoints: where a run stands after each epoch, so that it goes on after an interruption.
+
+The file itself is written after each epoch. The model as the phase began, which decides what is pruned, alive and
+shared, lies in a file of its own beside it, written once.
+"""
+import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from net.files import UserError, load_archive, save_archive
 from net.live import count_alive
-from net.models import load_archive, save_archive
-from util import flag
 
 PATH = Path('saves/checkpoint.pt')
-FIELDS = {'script': str, 'arguments': dict, 'phase': str, 'epoch': int, 'start': dict, 'model': dict,
+FIELDS = {'script': str, 'arguments': dict, 'phase': str, 'epoch': int, 'start_id': str, 'model': dict,
           'optimizer': dict, 'scheduler': dict, 'random': tuple, 'history': list}
 UNREADABLE = 'a run that cannot be read any more'
-NO_PART_OF_THE_RUN = {'resume', 'restart', 'log', 'figures'}  # arguments that do not change the result
 
 
 class Checkpoint:
@@ -27,44 +30,44 @@ class Checkpoint:
         accuracy: called with the model after each epoch, if it is not None: the accuracy for the history.
     """
 
-    def __init__(self, script, phases, args):
-        """Read the checkpoint if `args.resume`; with `args.restart`, the first phase will drop it.
+    def __init__(self, path, script, phases, arguments, resume=False, restart=False):
+        """Read the checkpoint if `resume`; with `restart`, the first phase will drop it.
 
-        Raises FileNotFoundError if there is nothing to resume, and ValueError if the checkpoint is damaged, or belongs
-        to another script or other arguments, or if there is one, but neither flag to say what to do with it.
+        `arguments` (flag -> text) are those that the result of the run depends on. Raises FileNotFoundError if there is
+        nothing to resume, and UserError if the checkpoint is damaged, or belongs to another script or other arguments,
+        or if there is one, but neither `resume` nor `restart` to say what to do with it.
         """
-        self.script = script
-        self.arguments = {k: str(v) for k, v in vars(args).items() if k not in NO_PART_OF_THE_RUN}
+        self.path, self.script, self.arguments = Path(path), script, arguments
         self.history, self.accuracy, self._stored = [], None, None
-        if args.resume and not PATH.exists():
-            raise FileNotFoundError(f'{PATH}: no such file, so there is nothing to resume: start without --resume')
-        if args.resume:
-            self._stored = read(script, phases, self.arguments)
+        if resume:
+            self._stored = self._read(phases)
             self.history = self._stored['history']
-        elif PATH.exists():
-            owner = _owner()
+        elif self.path.exists():
+            owner = self._owner()
             if owner not in (script, UNREADABLE):
-                raise ValueError(f'{PATH}: {owner} was interrupted; first run it with --resume or --restart')
-            if not args.restart:
-                raise ValueError(f'{PATH}: {owner} was interrupted; --resume goes on with it, --restart throws it away')
+                raise UserError(f'{path}: {owner} was interrupted; first run it with --resume or --restart')
+            if not restart:
+                raise UserError(f'{path}: {owner} was interrupted; --resume goes on with it, --restart throws it away')
 
     def enter(self, phase, model):
         """Begin a phase. False if the interrupted run was past it; else `model` is as it was when the phase began."""
         if self._stored and self._stored['phase'] != phase:
             return False
         if self._stored:
-            with _misfits_refused():
-                model.load_state_dict(self._stored['start'])
+            start = self._read_start(phase)
+            with self._misfits_refused():
+                model.load_state_dict(start['model'])
         elif not self.history:
-            PATH.unlink(missing_ok=True)  # --restart: not before images and model have been found good
-        self.phase, self.start = phase, {name: value.clone() for name, value in model.state_dict().items()}
+            self.finish()  # --restart: not before images and model have been found good
+        self.phase = phase
+        self._start = None if self._stored else {name: value.clone() for name, value in model.state_dict().items()}
         return True
 
     def restore(self, model, optimizer, scheduler):
         """Bring these, and the random generators, to where the interrupted run left them; return its epochs so far."""
         if self._stored is None:
             return 0
-        with _misfits_refused():
+        with self._misfits_refused():
             model.load_state_dict(self._stored['model'])
             optimizer.load_state_dict(self._stored['optimizer'])
             scheduler.load_state_dict(self._stored['scheduler'])
@@ -76,54 +79,75 @@ class Checkpoint:
         return epochs
 
     def save(self, model, optimizer, scheduler, epoch, loss):
-        """Write the file after an epoch, in one piece, in place of the one before.
-
-        It also holds the model as the phase began, since that decides what is pruned, alive and shared.
-        """
+        """Write the file after an epoch, in one piece, in place of the one before."""
+        first_of_phase = self._start is not None
+        if first_of_phase:
+            self._start_id = secrets.token_hex(8)
+            save_archive({'id': self._start_id, 'model': self._start}, self._start_path(self.phase))
+            self._start = None
         self.history.append({'phase': self.phase, 'epoch': epoch, 'loss': loss, 'alive': count_alive(model),
                              'accuracy': self.accuracy(model) if self.accuracy else None})
         cuda = torch.cuda.get_rng_state_all() if next(model.parameters()).is_cuda else []
         save_archive({
             'script': self.script, 'arguments': self.arguments, 'phase': self.phase, 'epoch': epoch,
-            'start': self.start, 'model': model.state_dict(), 'optimizer': optimizer.state_dict(),
+            'start_id': self._start_id, 'model': model.state_dict(), 'optimizer': optimizer.state_dict(),
             'scheduler': scheduler.state_dict(), 'random': (torch.get_rng_state(), cuda), 'history': self.history,
-        }, PATH)
+        }, self.path)
+        if first_of_phase:  # not before the file above, which needs that of the phase before until now
+            self._drop_starts(keep=self._start_path(self.phase))
 
     def finish(self):
-        """Remove the file: the result of the run has been saved."""
-        PATH.unlink(missing_ok=True)
+        """Remove the files: the result of the run has been saved."""
+        self.path.unlink(missing_ok=True)
+        self._drop_starts()
 
+    def _start_path(self, phase):
+        return self.path.with_name(f'{self.path.stem}_start_{phase.replace(" ", "_")}.pt')
 
-def read(script, phases, arguments):
-    """The contents of the checkpoint, which need not be trusted; see `Checkpoint` for the errors."""
-    stored = load_archive(PATH, 'checkpoint')
-    if (not isinstance(stored, dict) or stored.keys() != FIELDS.keys()
-            or not all(isinstance(stored[field], kind) for field, kind in FIELDS.items())
-            or not all(isinstance(text, str) for pair in stored['arguments'].items() for text in pair)):
-        raise ValueError(f'{PATH}: not a checkpoint of these scripts')
-    if stored['script'] != script:
-        raise ValueError(f'{PATH}: belongs to {stored["script"]}, got --resume for {script}')
-    theirs = stored['arguments']
-    differ = [f'{flag(name)} {theirs.get(name)}, got {arguments.get(name)}'
-              for name in sorted(theirs.keys() | arguments.keys()) if theirs.get(name) != arguments.get(name)]
-    if differ:
-        raise ValueError(f'{PATH}: belongs to a run with {"; ".join(differ)}')
-    if stored['phase'] not in phases:
-        raise ValueError(f'{PATH}: phase must be one of {", ".join(phases)}, got {stored["phase"]}')
-    return stored
+    def _drop_starts(self, keep=None):
+        for path in self.path.parent.glob(f'{self.path.stem}_start_*.pt'):
+            if path != keep:
+                path.unlink()
 
+    def _read(self, phases):
+        """The contents of the file, which need not be trusted."""
+        if not self.path.exists():
+            raise FileNotFoundError(f'{self.path}: no such file, so there is nothing to resume: start without --resume')
+        stored = load_archive(self.path, 'checkpoint')
+        if (not isinstance(stored, dict) or stored.keys() != FIELDS.keys()
+                or not all(isinstance(stored[field], kind) for field, kind in FIELDS.items())
+                or not all(isinstance(text, str) for pair in stored['arguments'].items() for text in pair)):
+            raise UserError(f'{self.path}: not a checkpoint of these scripts')
+        if stored['script'] != self.script:
+            raise UserError(f'{self.path}: belongs to {stored["script"]}, got --resume for {self.script}')
+        theirs, ours = stored['arguments'], self.arguments
+        differ = [f'{flag} {theirs.get(flag)}, got {ours.get(flag)}'
+                  for flag in sorted(theirs.keys() | ours.keys()) if theirs.get(flag) != ours.get(flag)]
+        if differ:
+            raise UserError(f'{self.path}: belongs to a run with {"; ".join(differ)}')
+        if stored['phase'] not in phases:
+            raise UserError(f'{self.path}: phase must be one of {", ".join(phases)}, got {stored["phase"]}')
+        return stored
 
-def _owner():
-    """The script that wrote the checkpoint."""
-    try:
-        return str(load_archive(PATH, 'checkpoint')['script'])
-    except Exception:  # damaged, or anything else
-        return UNREADABLE
+    def _read_start(self, phase):
+        """What `save` wrote of the model as the phase began, which need not be trusted either."""
+        path = self._start_path(phase)
+        start = load_archive(path, 'checkpoint')
+        if not isinstance(start, dict) or start.keys() != {'id', 'model'} or start['id'] != self._stored['start_id']:
+            raise UserError(f'{path}: does not belong to {self.path}')
+        self._start_id = start['id']
+        return start
 
+    def _owner(self):
+        """The script that wrote the file."""
+        try:
+            return str(load_archive(self.path, 'checkpoint')['script'])
+        except Exception:  # damaged, or anything else
+            return UNREADABLE
 
-@contextmanager
-def _misfits_refused():
-    try:
-        yield
-    except Exception as error:  # a file that was tampered with can hold anything
-        raise ValueError(f'{PATH}: does not fit this run ({type(error).__name__})') from error
+    @contextmanager
+    def _misfits_refused(self):
+        try:
+            yield
+        except Exception as error:  # a file that was tampered with can hold anything
+            raise UserError(f'{self.path}: does not fit this run ({type(error).__name__})') from error

@@ -37,10 +37,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from net.files import COMPACT_MAGIC, UserError
 from net.huffmancoding import code_words, huffman_tree, pack_bits, unpack_bits
 from net.models import AlexNet
 
-MAGIC, VERSION = b'DCAN', 1
+VERSION = 1
 ROWS, COLUMNS, SORTED_ROWS = range(3)  # how the non-zeros of a matrix are given
 MAX_CLASSES = 10_000
 MAX_SHARED = 256  # distinct values in a codebook
@@ -53,38 +54,41 @@ MAX_LENGTH = 64  # bits of a code word
 def compact_from_model(model):
     """AlexNet with shared weights -> the bytes of its compact file.
 
-    Raises ValueError if a layer has more than 256 distinct non-zero weights, or one that is not finite.
+    Raises UserError if a layer has more than 256 distinct non-zero weights, or one that is not finite.
     """
-    layers = list(model.named_children())
-    units = live_units(model)
-    text = ''.join(put_number(len(layer.bias)) for _, layer in layers)
-    text += ''.join(map(put_set, units[1:-1]))
-    for (name, layer), (inputs, outputs) in zip(layers, pairwise(units), strict=True):
+    units, writer = stored_units(model), Writer()
+    for _, layer in model.layers():
+        writer.number(len(layer.bias))
+    for hidden in units[1:-1]:
+        writer.set(hidden)
+    for (name, layer), (inputs, outputs) in zip(model.layers(), pairwise(units), strict=True):
         n_places = layer.weight[0, 0].numel()
         live = _bits_of(layer.weight)[outputs[:, None], inputs].reshape(len(outputs), len(inputs), n_places)
         matrix = live.swapaxes(1, 2).reshape(len(outputs), n_places * len(inputs))
         weights, biases = matrix[matrix != 0], _bits_of(layer.bias)[outputs]
         if not np.isfinite(np.append(weights, biases).view(np.float32)).all():
-            raise ValueError(f'{name} holds values that are not finite')
+            raise UserError(f'{name} holds values that are not finite')
         n_distinct = len(np.unique(weights))
         if n_distinct > MAX_SHARED:
-            raise ValueError(f'{name} has {n_distinct} distinct weights, at most {MAX_SHARED} can be kept: share them')
-        text += put_positions(matrix != 0) + put_values(weights) + put_values(biases)
-    data = MAGIC + bytes([VERSION]) + pack_bits(np.frombuffer(text.encode(), np.uint8) - ord('0'))
+            raise UserError(f'{name} has {n_distinct} distinct weights, at most {MAX_SHARED} can be kept: share them')
+        writer.alive(matrix != 0)
+        writer.values(weights)
+        writer.values(biases)
+    data = COMPACT_MAGIC + bytes([VERSION]) + pack_bits(np.frombuffer(writer.text.encode(), np.uint8) - ord('0'))
     return data + zlib.crc32(data).to_bytes(4, 'big')
 
 
 def model_from_compact(data):
-    """The bytes of a compact file -> AlexNet, on the CPU. Raises ValueError if they are anything else; runs no code."""
-    if data[:4] != MAGIC:
-        raise ValueError(f'not a compact model: it starts with {data[:4]!r}, expected {MAGIC!r}')
+    """The bytes of a compact file -> AlexNet, on the CPU. Raises UserError if they are anything else; runs no code."""
+    if data[:4] != COMPACT_MAGIC:
+        raise UserError(f'not a compact model: it starts with {data[:4]!r}, expected {COMPACT_MAGIC!r}')
     if data[4:5] != bytes([VERSION]):
-        raise ValueError(f'version {data[4:5].hex() or "missing"} of the compact format, expected {VERSION:02x}')
+        raise UserError(f'version {data[4:5].hex() or "missing"} of the compact format, expected {VERSION:02x}')
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], 'big'):
-        raise ValueError('the CRC-32 does not fit: the file is damaged or incomplete')
-    reader = Reader(unpack_bits(data[5:-4]))
+        raise UserError('the CRC-32 does not fit: the file is damaged or incomplete')
+    reader = Reader((unpack_bits(data[5:-4]) + ord('0')).tobytes().decode())
     model = _empty_model([reader.number() for _ in range(8)])
-    layers = list(model.children())
+    layers = [layer for _, layer in model.layers()]
     units = [np.arange(3), *(reader.set(len(layer.bias)) for layer in layers[:-1]), np.arange(len(layers[-1].bias))]
     for layer, (inputs, outputs) in zip(layers, pairwise(units), strict=True):
         kernel = layer.weight.shape[2:]
@@ -92,7 +96,7 @@ def model_from_compact(data):
         alive = reader.alive(*matrix.shape)
         matrix[alive] = reader.values(np.count_nonzero(alive))
         if np.count_nonzero(matrix) < np.count_nonzero(alive):
-            raise ValueError('zeros among the weights that are not zero')
+            raise UserError('zeros among the weights that are not zero')
         live = matrix.reshape(len(outputs), kernel.numel(), len(inputs)).swapaxes(1, 2)
         _bits_of(layer.weight)[outputs[:, None], inputs] = live.reshape(len(outputs), len(inputs), *kernel)
         _bits_of(layer.bias)[outputs] = reader.values(len(outputs))
@@ -100,9 +104,9 @@ def model_from_compact(data):
     return model
 
 
-def live_units(model):
+def stored_units(model):
     """Indices of the input channels, of each layer's units with a weight or bias that is not +0.0, of the outputs."""
-    layers = list(model.children())
+    layers = [layer for _, layer in model.layers()]
     alive = [_bits_of(layer.weight).reshape(*layer.weight.shape[:2], -1) != 0 for layer in layers]  # (out, in, places)
     units = [np.arange(alive[0].shape[1])]
     for layer, incoming, outgoing in zip(layers, alive, alive[1:], strict=False):
@@ -116,85 +120,110 @@ def _bits_of(param):
 
 
 def _empty_model(widths):
-    """An AlexNet of zeros with these numbers of units; ValueError if it has others."""
+    """An AlexNet of zeros with these numbers of units; UserError if it has others."""
     n_classes = widths[-1]
     if not 1 <= n_classes <= MAX_CLASSES:
-        raise ValueError(f'{n_classes} classes, expected 1 to {MAX_CLASSES}')
+        raise UserError(f'{n_classes} classes, expected 1 to {MAX_CLASSES}')
     with torch.device('meta'):  # shapes only, and no random numbers
         model = AlexNet(n_classes)
-    expected = [len(layer.bias) for layer in model.children()]
+    expected = [len(layer.bias) for _, layer in model.layers()]
     if widths != expected:
-        raise ValueError(f'layers of {widths} units, expected {expected}')
+        raise UserError(f'layers of {widths} units, expected {expected}')
     model = model.to_empty(device='cpu')
     for param in model.parameters():
         param.data.zero_()
     return model
 
 
-# ---- the parts of the body as strings of 0 and 1 ---------------------------------------------------------------------
+# ---- the parts of the body, written and read as strings of 0 and 1 ---------------------------------------------------
 
-def put_number(n):
-    digits = f'{n + 1:b}'
-    return '0' * (len(digits) - 1) + digits
+class Writer:
+    """Puts the parts of the body one after the other; `text` is what there is so far."""
 
+    def __init__(self):
+        self.text = ''
 
-def put_symbols(symbols, m):
-    """Symbols, integers below m -> a code and the code word of each of them."""
-    if m == 1:
-        return ''
-    lengths = code_lengths(np.bincount(symbols, minlength=m).tolist())
-    words = canonical_words(lengths)
-    return ''.join(map(put_number, lengths)) + ''.join(words[symbol] for symbol in symbols.tolist())
+    def bits(self, text):
+        self.text += text
 
+    def number(self, n):
+        digits = f'{n + 1:b}'
+        self.bits('0' * (len(digits) - 1) + digits)
 
-def put_numbers(numbers):
-    if len(numbers) == 0:
-        return ''
-    digits = [f'{number:b}'[1:] for number in numbers.tolist()]
-    n_digits = np.array([len(text) for text in digits])
-    m = int(n_digits.max()) + 1
-    return put_number(m) + put_symbols(n_digits, m) + ''.join(digits)
+    def symbols(self, symbols, m):
+        """A code for integers below m, and the code word of each of `symbols`."""
+        if m == 1:
+            return
+        lengths = code_lengths(np.bincount(symbols, minlength=m).tolist())
+        words = canonical_words(lengths)
+        for length in lengths:
+            self.number(length)
+        self.bits(''.join(words[symbol] for symbol in symbols.tolist()))
 
+    def numbers(self, numbers):
+        if len(numbers) == 0:
+            return
+        digits = [f'{number:b}'[1:] for number in numbers.tolist()]
+        n_digits = np.array([len(text) for text in digits])
+        m = int(n_digits.max()) + 1
+        self.number(m)
+        self.symbols(n_digits, m)
+        self.bits(''.join(digits))
 
-def put_set(positions):
-    return put_number(len(positions)) + put_numbers(np.diff(positions, prepend=-1))
+    def set(self, positions):
+        self.number(len(positions))
+        self.numbers(np.diff(positions, prepend=-1))
 
+    def values(self, values):
+        """Values (uint32, the bits of float32), through a codebook if at least every other is a repetition."""
+        n_left_out = 0 if (values & 0xffff).any() else 16  # bits
+        distinct, symbols = np.unique(values, return_inverse=True)
+        shared = 0 < len(distinct) <= min(MAX_SHARED, len(values) // 2)
+        self.bits(str(n_left_out // 16))
+        self.number(len(distinct) if shared else 0)
+        self.bits(''.join(f'{value >> n_left_out:0{32 - n_left_out}b}'
+                          for value in (distinct if shared else values).tolist()))
+        if shared:
+            self.symbols(symbols, len(distinct))
 
-def put_values(values):
-    """Values (uint32, the bits of float32), through a codebook if at least every other is a repetition."""
-    n_left_out = 0 if (values & 0xffff).any() else 16  # bits
-    distinct, symbols = np.unique(values, return_inverse=True)
-    shared = 0 < len(distinct) <= min(MAX_SHARED, len(values) // 2)
-    text = str(n_left_out // 16) + put_number(len(distinct) if shared else 0)
-    text += ''.join(f'{value >> n_left_out:0{32 - n_left_out}b}' for value in (distinct if shared else values).tolist())
-    return text + (put_symbols(symbols, len(distinct)) if shared else '')
+    def alive(self, alive):
+        """Where a matrix is not zero, (rows, columns), bool, in the shortest of three ways."""
+        ways = []
+        for way, put in (ROWS, Writer.rows), (COLUMNS, Writer.columns), (SORTED_ROWS, Writer.sorted_rows):
+            writer = Writer()
+            writer.number(way)
+            if put(writer, alive):
+                ways.append(writer.text)
+        self.bits(min(ways, key=len))
 
+    def rows(self, alive):
+        self.set(np.flatnonzero(alive))
+        return True
 
-def put_positions(alive):
-    """Where a matrix is not zero, (rows, columns), bool, in the shortest of three ways."""
-    ways = [put_set(np.flatnonzero(alive)), put_set(np.flatnonzero(alive.T)), _put_sorted_rows(alive)]
-    return min((put_number(way) + text for way, text in enumerate(ways) if text is not None), key=len)
+    def columns(self, alive):
+        return self.rows(alive.T)
 
-
-def _put_sorted_rows(alive):
-    rows, columns = np.nonzero(alive)
-    is_first = np.diff(rows, prepend=-1) > 0
-    firsts = columns[is_first]
-    if (np.diff(firsts) < 0).any():
-        return None
-    gaps = np.diff(columns)[~is_first[1:]]
-    return put_numbers(alive.sum(1) + 1) + put_numbers(np.diff(firsts, prepend=0) + 1) + put_numbers(gaps)
+    def sorted_rows(self, alive):
+        """Row by row, by the columns of the non-zeros; False, and nothing written, if the rows are not sorted."""
+        rows, columns = np.nonzero(alive)
+        is_first = np.diff(rows, prepend=-1) > 0
+        firsts = columns[is_first]
+        if (np.diff(firsts) < 0).any():
+            return False
+        self.numbers(alive.sum(1) + 1)
+        self.numbers(np.diff(firsts, prepend=0) + 1)
+        self.numbers(np.diff(columns)[~is_first[1:]])
+        return True
 
 
 class Reader:
-    """Takes the parts from the body, one after the other; ValueError if they are not there or contradict themselves.
+    """Takes what `Writer` has put, in the same order; UserError if it is not there or contradicts itself.
 
     Nothing is allocated for more numbers than the bits left can hold, or than the matrix has places.
     """
 
-    def __init__(self, bits):
-        self.text = (bits + ord('0')).tobytes().decode()  # a byte for each bit
-        self.position = 0
+    def __init__(self, text):
+        self.text, self.position = text, 0
 
     def bits(self, n):
         self.expect(n)
@@ -203,12 +232,12 @@ class Reader:
 
     def expect(self, n):
         if n > len(self.text) - self.position:
-            raise ValueError(f'{len(self.text) - self.position} bits are left where {n} are expected')
+            raise UserError(f'{len(self.text) - self.position} bits are left where {n} are expected')
 
     def number(self):
         n_zeros = self.text.find('1', self.position, self.position + MAX_BITS) - self.position
         if n_zeros < 0:
-            raise ValueError(f'no number of up to {MAX_BITS} bits where one is expected')
+            raise UserError(f'no number of up to {MAX_BITS} bits where one is expected')
         return int(self.bits(2 * n_zeros + 1), 2) - 1
 
     def symbols(self, m, count):
@@ -224,7 +253,7 @@ class Reader:
             ends = (self.position + length for length in lengths)
             word = next((word for end in ends if (word := self.text[self.position:end]) in symbol_of), None)
             if word is None:
-                raise ValueError('no code word where one is expected')
+                raise UserError('no code word where one is expected')
             symbols.append(symbol_of[word])
             self.position += len(word)
         return np.array(symbols, np.int64)
@@ -235,7 +264,7 @@ class Reader:
             return np.empty(0, np.int64)
         m = self.number()
         if not 1 <= m <= MAX_BITS:
-            raise ValueError(f'numbers of up to {m} bits, expected 1 to {MAX_BITS}')
+            raise UserError(f'numbers of up to {m} bits, expected 1 to {MAX_BITS}')
         n_digits = self.symbols(m, count)
         self.expect(n_digits.sum())
         numbers = 1 << n_digits
@@ -247,10 +276,10 @@ class Reader:
         """-> ascending positions below n, int64."""
         count = self.number()
         if count > n:
-            raise ValueError(f'{count} positions out of {n}')
+            raise UserError(f'{count} positions out of {n}')
         positions = np.cumsum(self.numbers(count)) - 1
         if count and positions[-1] >= n:
-            raise ValueError(f'position {positions[-1]} of {n}')
+            raise UserError(f'position {positions[-1]} of {n}')
         return positions
 
     def values(self, count):
@@ -258,14 +287,14 @@ class Reader:
         n_left_out = 16 * int(self.bits(1))  # bits
         n_distinct = self.number()
         if n_distinct > MAX_SHARED:
-            raise ValueError(f'{n_distinct} values in a codebook, expected at most {MAX_SHARED}')
+            raise UserError(f'{n_distinct} values in a codebook, expected at most {MAX_SHARED}')
         size = 32 - n_left_out  # bits
         text = self.bits(size * (n_distinct or count))
         values = np.array([int(text[i:i + size], 2) << n_left_out for i in range(0, len(text), size)], np.uint32)
         if not np.isfinite(values.view(np.float32)).all():
-            raise ValueError('values that are not finite')
+            raise UserError('values that are not finite')
         if n_distinct and (values[1:] <= values[:-1]).any():
-            raise ValueError('a codebook that is not ascending')
+            raise UserError('a codebook that is not ascending')
         return values[self.symbols(n_distinct, count)] if n_distinct else values
 
     def alive(self, n_rows, n_columns):
@@ -276,15 +305,16 @@ class Reader:
         elif way == COLUMNS:
             alive.T.flat[self.set(alive.size)] = True
         elif way == SORTED_ROWS:
-            alive[self._sorted_rows(n_rows, n_columns)] = True
+            alive[self.sorted_rows(n_rows, n_columns)] = True
         else:
-            raise ValueError(f'way {way} to give positions, expected {ROWS} to {SORTED_ROWS}')
+            raise UserError(f'way {way} to give positions, expected {ROWS} to {SORTED_ROWS}')
         return alive
 
-    def _sorted_rows(self, n_rows, n_columns):
+    def sorted_rows(self, n_rows, n_columns):
+        """-> rows and columns of the non-zeros, each (n,), int64."""
         counts = self.numbers(n_rows) - 1
         if (counts > n_columns).any():
-            raise ValueError(f'{counts.max()} weights in a row of {n_columns}')
+            raise UserError(f'{counts.max()} weights in a row of {n_columns}')
         firsts = np.cumsum(self.numbers(np.count_nonzero(counts)) - 1)
         rows = np.repeat(np.arange(n_rows), counts)
         is_first = np.diff(rows, prepend=-1) > 0
@@ -293,12 +323,12 @@ class Reader:
         columns = np.cumsum(steps)  # over all rows; then each row is set right
         columns -= np.repeat(columns[is_first] - firsts, counts[counts > 0])
         if (columns >= n_columns).any():
-            raise ValueError(f'column {columns.max()} of {n_columns}')
+            raise UserError(f'column {columns.max()} of {n_columns}')
         return rows, columns
 
     def finish(self):
         if self.position < len(self.text):
-            raise ValueError(f'{len(self.text) - self.position} bits after the model')
+            raise UserError(f'{len(self.text) - self.position} bits after the model')
 
 
 # ---- canonical Huffman codes -----------------------------------------------------------------------------------------
@@ -317,15 +347,15 @@ def code_lengths(counts):
 def canonical_words(lengths):
     """Lengths in bits -> code words, strings of 0 and 1, numbered upwards by length, then by symbol; '' if it is 0.
 
-    Raises ValueError if no prefix code has these lengths.
+    Raises UserError if no prefix code has these lengths.
     """
     words, word, last = [''] * len(lengths), 0, 0
     for length, symbol in sorted((length, symbol) for symbol, length in enumerate(lengths) if length):
         if length > MAX_LENGTH:
-            raise ValueError(f'code word of {length} bits, expected at most {MAX_LENGTH}')
+            raise UserError(f'code word of {length} bits, expected at most {MAX_LENGTH}')
         word <<= length - last
         words[symbol], last = f'{word:0{length}b}', length
         if len(words[symbol]) > length:
-            raise ValueError('more code words than a prefix code has')
+            raise UserError('more code words than a prefix code has')
         word += 1
     return words

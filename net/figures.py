@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from net.models import replace_file
+from net.files import replace_file
 from net.statistics import PARTS
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers and dashes tell them apart in grey.

@@ -25,9 +25,12 @@ import numpy as np
 import torch
 from scipy.sparse import csc_matrix, csr_matrix
 
+import util
 from util import log
 
 CHECKSUMS = 'SHA256SUMS'  # beside the encoded files, not needed to decode them, and not counted
+STRAYS = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave in folders that they show
+UserError = getattr(util, 'UserError', ValueError)  # another util.py may not have it
 INNER = -1  # marks an inner node in a pre-order list; leaves are numbers of symbols
 
 
@@ -86,11 +89,11 @@ def pack_bits(bits):
 def unpack_bits(data):
     """The inverse of `pack_bits`; ValueError if the header contradicts the rest."""
     if not data or data[0] > 7 or (data[0] and len(data) == 1):
-        raise ValueError(f'bad header, expected the number of padding bits (0 to 7), got {data[:1].hex() or "nothing"}')
+        raise UserError(f'bad header, expected the number of padding bits (0 to 7), got {data[:1].hex() or "nothing"}')
     bits = np.unpackbits(np.frombuffer(data, np.uint8, offset=1))
     n = len(bits) - data[0]
     if bits[n:].any():
-        raise ValueError('padding bits must be zero')
+        raise UserError('padding bits must be zero')
     return bits[:n]
 
 
@@ -132,9 +135,9 @@ def decode_symbols(bits, children, count=None, block=800 * 2520):
             last.append(~node)
             node = 0
     if node != 0:
-        raise ValueError('the bits stop inside a code word')
+        raise UserError('the bits stop inside a code word')
     if count is not None and n + len(last) != count:
-        raise ValueError(f'expected {count} values, got {n + len(last)}')
+        raise UserError(f'expected {count} values, got {n + len(last)}')
     return np.concatenate([*symbols, last]).astype(np.int32)
 
 
@@ -210,7 +213,7 @@ def decode_tree(bits):
     preorder, leaves = [], []  # leaves: where their values start
     while missing:
         if position + 33 * missing > len(flat):  # so that a run of zero bits takes no memory
-            raise ValueError('the tree ends early')
+            raise UserError('the tree ends early')
         if flat[position]:
             preorder.append(len(leaves))
             leaves.append(position + 1)
@@ -219,9 +222,9 @@ def decode_tree(bits):
             preorder.append(INNER)
             position, missing = position + 1, missing + 1
     if position < len(flat):
-        raise ValueError(f'{len(flat) - position} bits after the tree')
+        raise UserError(f'{len(flat) - position} bits after the tree')
     if len(preorder) == 1:
-        raise ValueError('the tree is only a leaf, expected two leaves or more')
+        raise UserError('the tree is only a leaf, expected two leaves or more')
     values = np.lib.stride_tricks.sliding_window_view(bits, 32)[leaves]  # (leaves, 32)
     return preorder, np.packbits(values, axis=1).view('>u4').ravel().astype(np.uint32)
 
@@ -259,16 +262,16 @@ def huffman_decode(directory, prefix, dtype, count=None):
     with naming(codebook_path):
         tree_bits = unpack_bits(codebook_path.read_bytes())
         if count is not None and len(tree_bits) > 34 * max(count, 2) - 1:  # before memory is taken for them
-            raise ValueError(f'a codebook of {len(tree_bits)} bits is too long for {count} values')
+            raise UserError(f'a codebook of {len(tree_bits)} bits is too long for {count} values')
         preorder, values = decode_tree(tree_bits) if len(tree_bits) else ([], np.empty(0, np.uint32))
         if np.dtype(dtype) == np.int32 and (values > np.iinfo(np.int32).max).any():
-            raise ValueError(f'expected values below 2^31, got {values.max()}')
+            raise UserError(f'expected values below 2^31, got {values.max()}')
     with naming(data_path):
         code_bits = unpack_bits(data_path.read_bytes())
         if (len(code_bits) == 0) != (len(values) == 0):
-            raise ValueError(f'{len(code_bits)} bits of code, but {len(values)} values in the codebook')
+            raise UserError(f'{len(code_bits)} bits of code, but {len(values)} values in the codebook')
         if not len(values) and count:
-            raise ValueError(f'expected {count} values, got 0')
+            raise UserError(f'expected {count} values, got 0')
         symbols = decode_symbols(code_bits, tree_children(preorder), count) if len(values) else np.empty(0, np.int32)
     return values[symbols].view(dtype)
 
@@ -280,7 +283,7 @@ def _stream_paths(directory, prefix):
 def _inside(directory, name):
     """The path of a file in the directory; ValueError if the name would lead out of it."""
     if Path(name).name != name:
-        raise ValueError(f'must be a plain file name, got {name!r}')
+        raise UserError(f'must be a plain file name, got {name!r}')
     return Path(directory, name)
 
 
@@ -292,7 +295,7 @@ def _to_uint32(arr):
     if arr.dtype.kind not in 'iu':
         raise TypeError(f'values to encode must be float32 or integers, got {arr.dtype}')
     if len(arr) and not 0 <= arr.min() <= arr.max() <= np.iinfo(np.int32).max:
-        raise ValueError(f'integers to encode must be 0 to 2^31 - 1, got {arr.min()} to {arr.max()}')
+        raise UserError(f'integers to encode must be 0 to 2^31 - 1, got {arr.min()} to {arr.max()}')
     return arr.astype(np.uint32)
 
 
@@ -311,10 +314,10 @@ def naming(path):
     """Put the name of the file before the message of an error in its contents."""
     try:
         yield
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
     except OSError as error:
-        raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from error
 
 
 # ---- layers: a weight tensor <-> its sparse streams ------------------------------------------------------------------
@@ -366,7 +369,7 @@ def huffman_decode_conv(param, name, directory):
     weights = _decode_sparse((kn * ch * w, h), f'{name}_csr', directory).reshape(kn, ch, w, h)
     lengths = huffman_decode(directory, f'{name}_csr_length', np.int32, kn * ch)
     if not np.array_equal(lengths, np.count_nonzero(weights, axis=(2, 3)).ravel()):
-        raise ValueError(f'{Path(directory, name)}_csr_length.bin: contradicts the row pointers')
+        raise UserError(f'{Path(directory, name)}_csr_length.bin: contradicts the row pointers')
     param.data.copy_(torch.from_numpy(weights))
 
 
@@ -384,7 +387,7 @@ def load_bias(param, name, directory):
     with naming(path):
         data = path.read_bytes()
         if len(data) != 4 * param.numel():
-            raise ValueError(f'expected {param.numel()} float32 values, got {len(data)} bytes')
+            raise UserError(f'expected {param.numel()} float32 values, got {len(data)} bytes')
     param.data.copy_(torch.from_numpy(np.frombuffer(data, '<f4').astype(np.float32)).reshape(param.shape))
 
 
@@ -398,7 +401,7 @@ def _checked_weights(param, name):
     if weights.dtype != np.float32:
         raise TypeError(f'{name} must be float32, got {weights.dtype}')
     if np.isnan(weights).any() or np.signbit(weights[weights == 0]).any():
-        raise ValueError(f'{name} holds NaN or -0.0, which sparse storage would lose')
+        raise UserError(f'{name} holds NaN or -0.0, which sparse storage would lose')
     return weights
 
 
@@ -414,17 +417,17 @@ def _decode_sparse(shape, prefix, directory):
     diff = huffman_decode(directory, f'{prefix}_indptr', np.int32, n_rows)
     with naming(Path(directory, f'{prefix}_indptr.bin')):
         if (diff > n_columns).any():
-            raise ValueError(f'{diff.max()} non-zeros in a row of {n_columns}')
+            raise UserError(f'{diff.max()} non-zeros in a row of {n_columns}')
     n = int(reconstruct_indptr(diff)[-1])
     indices = huffman_decode(directory, f'{prefix}_indices', np.int32, n)
     places = np.repeat(np.arange(n_rows), diff) * n_columns + indices
     with naming(Path(directory, f'{prefix}_indices.bin')):
         if (indices >= n_columns).any() or (np.diff(places) <= 0).any():
-            raise ValueError(f'indices must rise within a row and stay below {n_columns}')
+            raise UserError(f'indices must rise within a row and stay below {n_columns}')
     data = huffman_decode(directory, f'{prefix}_data', np.float32, n)
     with naming(Path(directory, f'{prefix}_data.bin')):
         if np.isnan(data).any() or (data == 0).any():
-            raise ValueError('holds zeros or NaN, expected non-zero weights')
+            raise UserError('holds zeros or NaN, expected non-zero weights')
     dense = np.zeros(n_rows * n_columns, np.float32)
     dense[places] = data
     return dense.reshape(shape)
@@ -446,12 +449,14 @@ def huffman_encode_model(model, directory='encodings/', filename='log.txt'):
     try:
         totals, table = _encode_parameters(model, new)
         _write_checksums(new)
+        _flush(new)
     except BaseException:
         shutil.rmtree(new)
         raise
     if target.exists():
         os.rename(target, old)
     os.rename(new, target)
+    _flush_folder(target.parent)
     if old.exists():
         shutil.rmtree(old)
     log(table, filename)
@@ -488,6 +493,27 @@ def _encode_parameters(model, directory):
     return tuple(totals.tolist()), '\n'.join(lines)
 
 
+def _flush(directory):
+    """Have the operating system put the files of the directory, and their names, on the disk."""
+    for path in directory.iterdir():
+        try:
+            with open(path, 'r+b') as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(f'{path}: cannot be written ({error.strerror})') from error
+    _flush_folder(directory)
+
+
+def _flush_folder(directory):
+    if os.name == 'nt':  # Windows opens no folders, and keeps names in order by itself
+        return
+    folder = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def _write_checksums(directory):
     """Write SHA256SUMS, for `sha256sum -c` and `_verify_checksums`."""
     lines = [f'{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n' for path in sorted(directory.iterdir())]
@@ -501,18 +527,18 @@ def _verify_checksums(directory):
         return
     sums = {}
     with naming(path):
-        for line in path.read_text().splitlines():
+        for line in path.read_text('ascii', 'replace').splitlines():
             match = re.fullmatch(r'([0-9a-f]{64}) [ *]([^/\s]+)', line)
             if not match:
-                raise ValueError(f'expected lines of a checksum and a file name, got {line!r}')
+                raise UserError(f'expected lines of a checksum and a file name, got {line!r}')
             sums[match[2]] = match[1]
-        unlisted = sorted({entry.name for entry in directory.iterdir()} - sums.keys() - {CHECKSUMS})
+        unlisted = sorted({entry.name for entry in directory.iterdir()} - sums.keys() - STRAYS - {CHECKSUMS})
         if unlisted:
-            raise ValueError(f'does not list {unlisted[0]}')
+            raise UserError(f'does not list {unlisted[0]}')
     for name, expected in sums.items():
         with naming(directory / name):
             if hashlib.sha256((directory / name).read_bytes()).hexdigest() != expected:
-                raise ValueError(f'differs from its checksum in {CHECKSUMS}')
+                raise UserError(f'differs from its checksum in {CHECKSUMS}')
 
 
 def _table_row(name, original, compressed):
@@ -530,7 +556,7 @@ def _finish_swap(target, new, old):
     """After an interruption: finish the swap if it had begun, else drop the unfinished new files."""
     for path in new, old:
         if path.is_symlink():
-            raise ValueError(f'{path}: expected a directory of the encoder or nothing, got a link')
+            raise UserError(f'{path}: expected a directory of the encoder or nothing, got a link')
     if old.exists() and not target.exists():  # stopped between the two renames, so the new files are complete
         os.rename(new if new.exists() else old, target)
     for leftover in (new, old):
@@ -541,10 +567,10 @@ def _finish_swap(target, new, old):
 def _refuse_foreign(directory, model):
     """Raise ValueError if `directory` is no directory, or holds anything but the files of an encoded model."""
     if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-        raise ValueError(f'{directory}: expected a directory to write encoded files into')
+        raise UserError(f'{directory}: expected a directory to write encoded files into')
     names = dict(model.named_parameters())
     streams = itertools.product(names, ('csr', 'csc'), ('data', 'indices', 'indptr', 'length'))
     known = {path.name for parts in streams for path in _stream_paths('', '_'.join(parts))} | names.keys() | {CHECKSUMS}
     for entry in sorted(directory.iterdir()) if directory.exists() else []:
-        if entry.name not in known or entry.is_symlink() or not entry.is_file():
-            raise ValueError(f'{directory}: holds {entry.name}, which the encoder did not write; nothing was replaced')
+        if entry.name not in known | STRAYS or entry.is_symlink() or not entry.is_file():
+            raise UserError(f'{directory}: holds {entry.name}, which the encoder did not write; nothing was replaced')

@@ -1,6 +1,6 @@
 """The live part of a pruned network: the units that still do something, as a small dense network.
 
-The network's children are taken for a chain: each layer reads relu of the one before, one input for each of its
+The network's layers are taken for a chain: each layer reads relu of the one before, one input for each of its
 outputs. That holds for AlexNet, whose last convolution leaves one value per channel.
 """
 from contextlib import contextmanager
@@ -10,11 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from net.files import UserError
+
 
 def count_alive(model):
     """How many weights and biases of its layers are not zero."""
-    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    return sum(int(torch.count_nonzero(param)) for layer in layers for param in (layer.weight, layer.bias))
+    return sum(int(torch.count_nonzero(param)) for _, layer in model.layers() for param in (layer.weight, layer.bias))
+
+
+def neighbours(model):
+    """(layer, the one that reads it) for every layer but the last."""
+    return pairwise(layer for _, layer in model.layers())
 
 
 def remove_dead_weights(model, drop_constants=False):
@@ -25,7 +31,7 @@ def remove_dead_weights(model, drop_constants=False):
     it moves into the next bias (equal up to rounding). Before a convolution, whose zero padding does not see the
     constant, it goes only if it is 0, or with `drop_constants`, which changes the outputs: retraining makes up for it.
     """
-    pairs = list(pairwise(model.children()))
+    pairs = list(neighbours(model))
     before, after = None, count_alive(model)
     while after != before:
         for layer, following in pairs:
@@ -55,14 +61,14 @@ def _used_inputs(layer):
 def live_units(model):
     """Indices of the units in use, int64: all channels of the images, then for each layer those the next one reads.
 
-    Raises ValueError if none is left in some layer.
+    Raises UserError if none is left in some layer.
     """
-    first, *following = model.children()
+    first, *following = [layer for _, layer in model.layers()]
     units = [torch.arange(first.weight.shape[1], device=first.weight.device)]
     units += [_used_inputs(layer).nonzero()[:, 0] for layer in following]
     units += [torch.arange(following[-1].weight.shape[0], device=first.weight.device)]
     if not all(map(len, units)):
-        raise ValueError('no path is left from the images to the outputs: keep more weights')
+        raise UserError('no path is left from the images to the outputs: keep more weights')
     return units
 
 
@@ -72,7 +78,7 @@ def sort_units(model):
     The network computes the same (up to rounding, as sums run in another order), but where its weights lie takes fewer
     bits to say. A kernel's first place comes before the second, whatever the input.
     """
-    for layer, following in pairwise(model.children()):
+    for layer, following in neighbours(model):
         weight = layer.weight.data.reshape(*layer.weight.shape[:2], -1)
         incoming = (weight != 0).transpose(1, 2).flatten(1)  # (out, places * in)
         first = torch.where(incoming.any(1), incoming.int().argmax(1), incoming.shape[1])
@@ -91,7 +97,7 @@ def live_part(model, optimizer=None):
     """
     state = optimizer.state if optimizer else {}
     whole = {}  # parameter -> where its live part lies, all of it, all of its state
-    for layer, (inputs, outputs) in zip(model.children(), pairwise(live_units(model)), strict=True):
+    for (_, layer), (inputs, outputs) in zip(model.layers(), pairwise(live_units(model)), strict=True):
         for param, index in (layer.weight, (outputs[:, None], inputs)), (layer.bias, outputs):
             whole[param] = index, param.data, state_like(param, state)
             state.get(param, {}).update({key: value[index] for key, value in whole[param][2].items()})

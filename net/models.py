@@ -1,15 +1,9 @@
 """The network of the homework, and its `.ptmodel` files."""
-import io
-import os
-import pickle
-import zipfile
-from contextlib import contextmanager
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from net.files import UserError, load_archive, save_archive
 from net.prune import PruningModule
 
 
@@ -29,6 +23,10 @@ class AlexNet(PruningModule):
         for param in self.parameters():  # among 20 million draws some may be exactly 0.0, which would mean pruned
             param.data[param.data == 0] = torch.finfo(param.dtype).tiny
 
+    @property
+    def n_classes(self):
+        return self.fc3.out_features
+
     def forward(self, x):
         """Images (n, 3, 32, 32), normalised, float32 -> log-probabilities (n, n_classes)."""
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (n, 64, 4, 4)
@@ -41,80 +39,27 @@ class AlexNet(PruningModule):
         return F.log_softmax(self.fc3(x), dim=1)
 
 
-@contextmanager
-def replace_file(path):
-    """Open a new file that takes the place of `path` once it is complete; until then, `path` stays as it was.
-
-    Missing parent folders are made. Raises OSError if the file cannot be written, and leaves nothing behind.
-    """
-    path = Path(path)
-    partial = path.with_name(f'{path.name}.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # of an interrupted run
-        try:
-            with open(partial, 'xb') as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(f'{path}: cannot be written ({error.strerror or error})') from error
-
-
 def save_model(model, path):
     """Write the whole module to a `.ptmodel` file, in one piece or not at all."""
     save_archive(model, path)
-
-
-def save_archive(content, path):
-    """`torch.save` in one piece or not at all; OSError, naming the file, if it cannot be written."""
-    archive = io.BytesIO()  # PyTorch would write the name of a file into the archive, and hide why writing fails
-    torch.save(content, archive)
-    with replace_file(path) as file:
-        file.write(archive.getbuffer())
-
-
-def load_archive(path, what):
-    """What `save_archive` wrote, from a file that need not be trusted: unpickled under PyTorch's allow-list.
-
-    Raises FileNotFoundError or ValueError, naming the file and `what` it should be, if it is missing or cannot be read,
-    if its checksums do not fit, or if it holds something that is not on the list.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip():  # PyTorch does not compare the checksums
-                    raise zipfile.BadZipFile
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path}: no such file, expected a {what}') from None
-    except OSError as error:
-        raise ValueError(f'{path}: cannot be read ({error.strerror or error})') from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(f'{path}: refused, no {what} or more than that in it') from error
-    except Exception as error:  # PyTorch raises many types of errors for damaged archives
-        raise ValueError(f'{path}: not a readable {what} (truncated, damaged or another format)') from error
 
 
 def load_model(path, device='cpu'):
     """Read an AlexNet from a `.ptmodel` file that need not be trusted: it cannot run code of its own.
 
     The file is unpickled under an allow-list, and only its parameters, each checked, are copied into a new model.
-    Raises FileNotFoundError or ValueError, naming the file, if it is missing or anything else than such a model.
+    Raises FileNotFoundError or UserError, naming the file, if it is missing or anything else than such a model.
     """
     with torch.serialization.safe_globals([AlexNet, nn.Conv2d, nn.Linear, set]):
         stored = load_archive(path, '.ptmodel of an AlexNet')
     if not isinstance(stored, AlexNet):
-        raise ValueError(f'{path}: holds a {type(stored).__name__}, expected a whole net.models.AlexNet')
+        raise UserError(f'{path}: holds a {type(stored).__name__}, expected a whole net.models.AlexNet')
     try:
         return _rebuild(_stored_parameters(stored)).to(device)
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f'{path}: not the inside of an AlexNet ({type(error).__name__}: {error})') from error
+        raise UserError(f'{path}: not the inside of an AlexNet ({type(error).__name__}: {error})') from error
 
 
 def _stored_parameters(stored):
@@ -122,30 +67,30 @@ def _stored_parameters(stored):
     parameters = dict(vars(stored)['_parameters'])
     for layer_name, layer in vars(stored)['_modules'].items():
         if not isinstance(layer, nn.Module):
-            raise ValueError(f'{layer_name} is a {type(layer).__name__}, expected a layer')
+            raise UserError(f'{layer_name} is a {type(layer).__name__}, expected a layer')
         for name, param in vars(layer)['_parameters'].items():
             parameters[f'{layer_name}.{name}'] = param
     return parameters
 
 
 def _rebuild(parameters):
-    """A new AlexNet with copies of these parameters; ValueError if a name, shape, type or value is wrong."""
+    """A new AlexNet with copies of these parameters; UserError if a name, shape, type or value is wrong."""
     with torch.device('meta'):  # shapes only: no memory is taken before all of them are found right
         expected = dict(AlexNet().named_parameters())
         differ = parameters.keys() ^ expected.keys()
         if differ:
-            raise ValueError(f'parameters differ from those of an AlexNet: {", ".join(sorted(differ))}')
+            raise UserError(f'parameters differ from those of an AlexNet: {", ".join(sorted(differ))}')
         model = AlexNet(n_classes=parameters['fc3.bias'].numel())
     for name, value in parameters.items():
         if type(value) is not nn.Parameter or value.dtype != torch.float32:
-            raise ValueError(f'{name} is {getattr(value, "dtype", type(value).__name__)}, expected float32')
+            raise UserError(f'{name} is {getattr(value, "dtype", type(value).__name__)}, expected float32')
         if value.untyped_storage().nbytes() < 4 * value.numel():  # strides of 0 make a few bytes look huge
-            raise ValueError(f'{name} has shape {tuple(value.shape)}, more than the values stored for it')
+            raise UserError(f'{name} has shape {tuple(value.shape)}, more than the values stored for it')
         if not torch.isfinite(value).all():
-            raise ValueError(f'{name} holds {value[~torch.isfinite(value)][0]}, expected finite values')
+            raise UserError(f'{name} holds {value[~torch.isfinite(value)][0]}, expected finite values')
         shape = model.get_parameter(name).shape
         if value.shape != shape:
-            raise ValueError(f'{name} has shape {tuple(value.shape)}, expected {tuple(shape)}')
+            raise UserError(f'{name} has shape {tuple(value.shape)}, expected {tuple(shape)}')
     model = model.to_empty(device='cpu')
     for name, param in model.named_parameters():
         param.data.copy_(parameters[name])

@@ -1,6 +1,14 @@
-"""Pruning: weights below a threshold become exactly zero (Han et al. 2016, section 2)."""
-import numpy as np
+"""Pruning: weights below a threshold become exactly zero (Han et al. 2016, section 2).
+
+A criterion is one function of a layer's weights, and stands in `CRITERIA`: it tells either the threshold that fits a
+goal of the layer, or a score for each weight, by which all layers share one budget.
+"""
+import math
+
+import torch
 from torch import nn
+
+from net.files import UserError
 
 
 class PruningModule(nn.Module):
@@ -12,60 +20,58 @@ class PruningModule(nn.Module):
         'fc1': 9, 'fc2': 9, 'fc3': 25,
     }
 
+    def layers(self):
+        """(name, layer) of every convolution and fully connected layer, in order."""
+        return [(name, module) for name, module in self.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+
     def prune_by_percentile(self, q=DEFAULT_PRUNE_RATE):
         """Keep, in place, the largest `q[name]` percent of the weights of every layer that `q` names.
 
         The threshold of a layer is the (100 - q)th percentile of its |weights|; the weights below it become zero.
-        Raises ValueError for an unknown layer, a percentage outside [0, 100] or a weight that is not finite; then
+        Raises UserError for an unknown layer, a percentage outside [0, 100] or a weight that is not finite; then
         nothing has been pruned.
         """
-        layers = self._prunable_layers()
+        layers = dict(self.layers())
         for name, percent in q.items():
             if name not in layers:
-                raise ValueError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
+                raise UserError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
             if not 0 <= percent <= 100:
-                raise ValueError(f'percentage of weights to keep in {name} must be 0 to 100, got {percent}')
-        # np.percentile of a float32 array rounds the threshold to float32: off by one weight in 2^24.
-        thresholds = {name: np.percentile(np.abs(_finite_weights(name, layers[name])).astype(np.float64), 100 - percent)
-                      for name, percent in q.items()}
-        self._prune_layers(thresholds)
+                raise UserError(f'percentage of weights to keep in {name} must be 0 to 100, got {percent}')
+        self._prune_layers({name: percentile_threshold(_finite_weights(name, layers[name]), percent)
+                            for name, percent in q.items()})
 
     def prune_by_std(self, s=0.25):
         """Zero, in place, the weights of every layer below `s` times the standard deviation of that layer.
 
-        The deviation is the population's and counts zeros too. Raises ValueError for a sensitivity `s` that is
+        The deviation is the population's and counts zeros too. Raises UserError for a sensitivity `s` that is
         negative or not finite, or a weight that is not finite; then nothing has been pruned.
         """
-        if not 0 <= s < np.inf:
-            raise ValueError(f'sensitivity must be a finite number, at least 0, got {s}')
-        self._prune_layers({name: s * np.std(_finite_weights(name, layer), dtype=np.float64)
-                            for name, layer in self._prunable_layers().items()})
+        if not 0 <= s < math.inf:
+            raise UserError(f'sensitivity must be a finite number, at least 0, got {s}')
+        self._prune_layers({name: std_threshold(_finite_weights(name, layer), s) for name, layer in self.layers()})
 
-    def layer_adaptive_rates(self, keep, fc_cost=1):
-        """Percent to keep in every layer, for `prune_by_percentile`, so that about `keep` weights are left in all.
+    def prune_to_budget(self, keep, fc_cost=1, criterion='lamp'):
+        """Keep, in place, the `keep` weights of the whole network with the highest scores, and one in each layer.
 
-        They are the weights with the highest LAMP scores: the square of a weight over the sum of the squares of all
-        weights of its layer that are at least as large, so that no layer ends empty (Lee et al. 2021, "Layer-adaptive
-        sparsity for the magnitude-based pruning", equation 3). Pruned weights have none. To be kept, a weight of a
-        fully connected layer needs a score `fc_cost` times as high as one of a convolution.
-        Raises ValueError unless `keep` is at least 1, or if a weight is not finite.
+        To be kept, a weight of a fully connected layer needs a score `fc_cost` times as high as one of a convolution.
+        Weights that are zero stay zero. Raises UserError unless `keep` is at least 1, or if a weight is not finite.
         """
-        if not keep >= 1:
-            raise ValueError(f'number of weights to keep must be at least 1, got {keep}')
-        weights = {name: _finite_weights(name, layer) for name, layer in self._prunable_layers().items()}
-        scores = {name: _lamp_scores(weight[weight != 0]) / (fc_cost if weight.ndim == 2 else 1)
-                  for name, weight in weights.items()}
-        pooled = np.concatenate(list(scores.values()))
-        cut = len(pooled) - min(int(keep), len(pooled))
-        lowest = np.partition(pooled, cut)[cut] if cut < len(pooled) else np.inf
-        return {name: percent_to_keep(np.count_nonzero(scores[name] >= lowest), weight.size)
-                for name, weight in weights.items()}
+        counts = self.shares_of_budget(keep, fc_cost, criterion)
+        self._prune_layers({name: count_threshold(layer.weight.data, counts[name]) for name, layer in self.layers()})
 
-    def _prunable_layers(self):
-        return {name: module for name, module in self.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    def shares_of_budget(self, keep, fc_cost=1, criterion='lamp'):
+        """How many weights each layer has among the `keep` of the network with the highest scores: name -> count."""
+        if not keep >= 1:
+            raise UserError(f'number of weights to keep must be at least 1, got {keep}')
+        scores = {name: CRITERIA[criterion](_finite_weights(name, layer)) / (fc_cost if layer.weight.dim() == 2 else 1)
+                  for name, layer in self.layers()}
+        pooled = torch.cat(list(scores.values()))
+        n_pruned = len(pooled) - min(keep, len(pooled))
+        lowest = pooled.kthvalue(n_pruned + 1).values if n_pruned < len(pooled) else math.inf
+        return {name: int((score >= lowest).sum()) for name, score in scores.items()}
 
     def _prune_layers(self, thresholds):
-        layers = self._prunable_layers()
+        layers = dict(self.layers())
         for name, threshold in thresholds.items():
             print(f'Pruning with threshold : {threshold:.4f} for layer {name}')
             self._prune(layers[name], threshold)
@@ -75,6 +81,62 @@ class PruningModule(nn.Module):
         weight = module.weight.data
         weight[weight.abs().double() < threshold] = 0  # against a float32 tensor the threshold would be rounded
 
+
+# ---- criteria --------------------------------------------------------------------------------------------------------
+
+def percentile_threshold(weights, percent):
+    """The (100 - percent)th percentile of |weights|, float64: interpolated between its neighbours."""
+    magnitudes = weights.abs().flatten()
+    position = (len(magnitudes) - 1) * (1 - percent / 100)
+    below = min(math.floor(position), len(magnitudes) - 1)
+    low, high = (_kth(magnitudes, min(k, len(magnitudes) - 1)) for k in (below, below + 1))
+    return low + (high - low) * (position - below)
+
+
+def std_threshold(weights, s):
+    """`s` standard deviations of the population of all weights, zeros included, float64."""
+    return s * weights.double().std(correction=0).item()
+
+
+def count_threshold(weights, count):
+    """Halfway between the `count` largest of |weights| and the one before; the largest always stays."""
+    magnitudes = weights.abs().flatten()
+    n_pruned = len(magnitudes) - max(count, 1)
+    return (_kth(magnitudes, max(n_pruned - 1, 0)) + _kth(magnitudes, n_pruned)) / 2
+
+
+def lamp_scores(weights):
+    """The layer-adaptive scores of the weights that are not zero, (n,), float64, ascending.
+
+    The score of a weight is its square over the sum of the squares of all weights of its layer that are at least as
+    large, so that the largest of each layer has the score 1, and no layer ends empty (Lee et al. 2021,
+    "Layer-adaptive sparsity for the magnitude-based pruning", equation 3).
+    """
+    squares = weights[weights != 0].abs().sort().values.double().square()
+    return squares / squares.flip(0).cumsum(0).flip(0)
+
+
+CRITERIA = {
+    'percentile': percentile_threshold,  # weights and the layer's goal -> threshold
+    'std': std_threshold,  # the same
+    'lamp': lamp_scores,  # weights -> scores, for a budget
+}
+
+
+def _kth(values, k):
+    """The value that has `k` smaller ones, a Python float."""
+    return values.kthvalue(k + 1).values.item()
+
+
+def _finite_weights(name, layer):
+    """The weights of a layer; UserError if one is NaN or infinite."""
+    weights = layer.weight.detach()
+    if not torch.isfinite(weights).all():
+        raise UserError(f'{name}.weight holds {weights[~torch.isfinite(weights)][0].item()}, expected finite weights')
+    return weights
+
+
+# ---- schedule --------------------------------------------------------------------------------------------------------
 
 def fraction_to_keep(start, goal, step, n_steps):
     """The fraction of weights to keep after step 1 to `n_steps`: falls fast from `start`, then ever slower to `goal`.
@@ -86,23 +148,6 @@ def fraction_to_keep(start, goal, step, n_steps):
     return start * (goal / start) ** (1 - (1 - step / n_steps) ** 3)
 
 
-def _finite_weights(name, layer):
-    """The weights of a layer as a NumPy array that must not be changed; ValueError if one is NaN or infinite."""
-    weights = layer.weight.detach().cpu().numpy()
-    if not np.isfinite(weights).all():
-        raise ValueError(f'{name}.weight holds {weights[~np.isfinite(weights)][0]}, expected finite weights')
-    return weights
-
-
-def _lamp_scores(weights):
-    """Non-zero weights of one layer, (n,) -> their scores in ascending order, float64."""
-    squares = np.square(np.sort(np.abs(weights)), dtype=np.float64)  # float32 sorts faster
-    return squares / np.cumsum(squares[::-1])[::-1]
-
-
-def percent_to_keep(n_kept, n):
-    """The percentage whose threshold lies halfway between the last of `n` values that goes and the first that stays.
-
-    At least one value stays: the threshold of 0 % is the largest value.
-    """
-    return float(np.clip(100 * (n_kept - 0.5) / max(n - 1, 1), 0, 100))
+def weights_to_keep(start, goal, step, n_steps):
+    """The same for a number of weights: the whole part of what the course leaves, and exactly `goal` in the end."""
+    return goal if step == n_steps else int(start * fraction_to_keep(1, goal / start, step, n_steps))

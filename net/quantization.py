@@ -4,11 +4,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn.utils import parametrize
+
+from net.files import UserError
 
 
 def apply_weight_sharing(model, bits=5, fc_bits=None, bias_bits=None):
@@ -16,21 +15,17 @@ def apply_weight_sharing(model, bits=5, fc_bits=None, bias_bits=None):
 
     Fully connected layers (2-D weights) take `fc_bits` instead, if it is given; biases stay as they are, unless
     `bias_bits` is given. A layer ends with min(2^bits, distinct non-zero weights) distinct non-zero values. Prints a
-    line per layer. Raises ValueError unless the bits are 1 to 8 and what is shared is finite.
+    line per layer. Raises UserError unless the bits are 1 to 8 and what is shared is finite.
     """
     fc_bits = bits if fc_bits is None else fc_bits
     for value in [bits, fc_bits] + ([] if bias_bits is None else [bias_bits]):
         if not isinstance(value, int) or value not in range(1, 9):
-            raise ValueError(f'bits must be 1 to 8, got {value}')
-    for name, module in _layers(model):
+            raise UserError(f'bits must be 1 to 8, got {value}')
+    for name, module in model.layers():
         _share(name, module.weight, fc_bits if module.weight.dim() == 2 else bits)
     if bias_bits is not None:
-        for name, module in _layers(model):
+        for name, module in model.layers():
             _share(f'{name}.bias', module.bias, bias_bits)
-
-
-def _layers(model):
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
 
 
 def _share(name, param, bits):
@@ -42,7 +37,7 @@ def _share(name, param, bits):
 def share_weights(weights, n_clusters):
     """float32 array -> a copy with at most `n_clusters` distinct non-zero values, and the number of these."""
     if not np.isfinite(weights).all():
-        raise ValueError(f'weights to share must be finite, got {weights[~np.isfinite(weights)][0]}')
+        raise UserError(f'weights to share must be finite, got {weights[~np.isfinite(weights)][0]}')
     alive = weights != 0
     values, inverse, counts = np.unique(weights[alive], return_inverse=True, return_counts=True)
     centroids = values
@@ -63,6 +58,9 @@ def cluster_starts(values, counts, n_clusters):
     Clusters of numbers are intervals. K-means starts from centroids that are evenly spaced over [min, max], which
     keeps the few large weights well represented (Han et al. 2016, section 3.2).
     """
+    from sklearn.cluster import KMeans  # takes a second to import
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
     scaled = values / np.abs(values).max().astype(np.float64)  # scikit-learn's tolerance underflows for tiny weights
     init = np.linspace(scaled[0], scaled[-1], n_clusters).reshape(-1, 1)
     kmeans = KMeans(n_clusters, init=init, n_init=1, algorithm='lloyd')
@@ -153,7 +151,7 @@ def codebooks_as_parameters(model, shared_biases=False, moving=False):
     `MovingCodebook`.
     """
     names = ['weight', 'bias'] if shared_biases else ['weight']
-    params = [(layer, name, getattr(layer, name)) for name in names for _, layer in _layers(model)]
+    params = [(layer, name, getattr(layer, name)) for name in names for _, layer in model.layers()]
     for layer, name, param in params:
         parametrize.register_parametrization(layer, name, (MovingCodebook if moving else Codebook)(param.data))
     try:
@@ -164,5 +162,5 @@ def codebooks_as_parameters(model, shared_biases=False, moving=False):
             parametrize.remove_parametrizations(layer, name)
             param.data, param.grad = value, None
             setattr(layer, name, param)
-        for _, layer in _layers(model):
+        for _, layer in model.layers():
             layer.register_parameter('bias', layer._parameters.pop('bias'))  # after the weight again

@@ -3,7 +3,7 @@
     python tests/benchmark.py [--model saves/model_after_weight_sharing.ptmodel]
 
 Without a model, a random AlexNet is pruned at the paper's rates and shared at 5 bits. The sizes are always those of the
-model in `tests/data/alexnet-cifar10.dcan`.
+model in `net/pretrained/smallest.dcan`.
 """
 import argparse
 import io
@@ -30,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import plain_coder  # noqa: E402
 
 import pruning  # noqa: E402
-import util  # noqa: E402
 from net import huffmancoding  # noqa: E402
 from net.compact import code_lengths, compact_from_model, model_from_compact  # noqa: E402
+from net.data import Images, batches  # noqa: E402
 from net.live import live_part, remove_dead_weights  # noqa: E402
 from net.models import AlexNet, load_model  # noqa: E402
 from net.quantization import apply_weight_sharing  # noqa: E402
 
-COMPACT = Path(__file__).parent / 'data' / 'alexnet-cifar10.dcan'
+COMPACT = Path(__file__).parents[1] / 'net/pretrained/smallest.dcan'
 
 
 def seconds(function, *args):
@@ -82,7 +82,7 @@ def plain_decode_model(model, directory):
 
 
 def benchmark_model(model):
-    decoded = AlexNet(model.fc3.out_features)
+    decoded = AlexNet(model.n_classes)
     with tempfile.TemporaryDirectory() as folder:
         log, encodings, plain = f'{folder}/log.txt', f'{folder}/encodings', f'{folder}/plain'
         Path(plain).mkdir()
@@ -99,7 +99,7 @@ def benchmark_model(model):
 
 def nonzeros(model):
     """(is convolution, number of places, positions, values) of each parameter."""
-    for layer in model.children():
+    for _, layer in model.layers():
         for param in (layer.weight, layer.bias):
             values = param.detach().numpy().ravel()
             positions = np.flatnonzero(values)
@@ -229,7 +229,7 @@ def benchmark_stream(name, arr):
 # ---- a training step, bare and in the loop ---------------------------------------------------------------------------
 
 def random_images(n):
-    return util.Images(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)),
+    return Images(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (n,)),
                        tuple('0123456789'))
 
 
@@ -254,8 +254,8 @@ def benchmark_step(pruned, batch_size=256, n_steps=10, rounds=6):
     def real():
         pruning.train(model, images, optimizer, CosineAnnealingLR(optimizer, n_steps), 1, batch_size)
 
-    def batches():
-        for _ in util.batches(images, batch_size):
+    def only_batches():
+        for _ in batches(images, batch_size):
             pass
 
     def masking():
@@ -264,7 +264,7 @@ def benchmark_step(pruned, batch_size=256, n_steps=10, rounds=6):
                 param.grad.mul_(mask)
 
     bare()
-    times = [[seconds(part) for part in (bare, real, batches, masking)] for _ in range(rounds)]
+    times = [[seconds(part) for part in (bare, real, only_batches, masking)] for _ in range(rounds)]
     bare_ms, real_ms, batches_ms, masking_ms = np.min(times, axis=0) / n_steps * 1e3
     print(f'training step of {batch_size} images, {"pruned" if pruned else "dense"}: bare {bare_ms:.0f} ms, '
           f'real loop {real_ms:.0f} ms; batches {batches_ms:.1f} ms and masks {masking_ms:.1f} ms '
@@ -280,7 +280,7 @@ def benchmark_live_part(n_kept=15_000, batch_size=256, n_steps=10, rounds=3):
     images = random_images(batch_size * n_steps)
     dense, sparse = AlexNet(), AlexNet()
     fc_cost = pruning.RECIPES['ranking']['fc_cost']
-    seconds(sparse.prune_by_percentile, sparse.layer_adaptive_rates(n_kept, fc_cost))
+    seconds(sparse.prune_to_budget, n_kept, fc_cost)
     remove_dead_weights(sparse, drop_constants=True)
 
     def train(model):

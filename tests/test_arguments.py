@@ -12,8 +12,8 @@ from PIL import Image
 
 import huffman_coding
 import pruning
-import util
 import weight_share
+from net import command_line
 from net.models import AlexNet, save_model
 
 SCRIPTS = {'pruning': pruning, 'weight_share': weight_share, 'huffman_coding': huffman_coding}
@@ -28,48 +28,58 @@ BAD_ARGUMENTS = [  # scripts, arguments, what the line says
     (ALL, '--figures a-file', '--figures: must be a folder, got a-file'),
     (ALL, '--load-model-path', '--load-model-path: expected one argument'),
     (ALL, '--epoch-count 3', 'unrecognized arguments: --epoch-count 3'),
+    (ALL, '--dat digits', 'unrecognized arguments: --dat digits, did you mean --data?'),
     (ALL, 'saves/model.ptmodel', 'unrecognized arguments: saves/model.ptmodel'),
-    (TRAINING, '--batch-size 0', '--batch-size: must be at least 1, got 0'),
-    (TRAINING, '--batch-size many', "--batch-size: invalid int value: 'many'"),
-    (TRAINING, '--test-batch-size -5', '--test-batch-size: must be at least 1, got -5'),
-    (TRAINING, '--test-batch-size 1e3', "--test-batch-size: invalid int value: '1e3'"),
-    (TRAINING, '--epochs -1', '--epochs: must be at least [01], got -1'),
-    (TRAINING, '--epochs 1.5', "--epochs: invalid int value: '1.5'"),
-    (TRAINING, '--lr -0.1', '--lr: must be at least 0, got -0.1'),
-    (TRAINING, '--lr nan', '--lr: must be at least 0, got nan'),
-    (TRAINING, '--lr inf', '--lr: must be at least 0, got inf'),
-    (TRAINING, '--weight-decay -1', '--weight-decay: must be at least 0, got -1'),
+    (TRAINING, '--batch-size 0', '--batch-size: must be a whole number, at least 1, got 0'),
+    (TRAINING, '--batch-size many', '--batch-size: must be a whole number, at least 1, got many'),
+    (TRAINING, '--test-batch-size -5', '--test-batch-size: must be a whole number, at least 1, got -5'),
+    (TRAINING, '--test-batch-size 1e3', '--test-batch-size: must be a whole number, at least 1, got 1e3'),
+    (TRAINING, '--epochs -1', '--epochs: must be a whole number, at least [01], got -1'),
+    (TRAINING, '--epochs 1.5', '--epochs: must be a whole number, at least [01], got 1.5'),
+    (TRAINING, '--lr -0.1', '--lr: must be a number, at least 0, got -0.1'),
+    (TRAINING, '--lr nan', '--lr: must be a number, at least 0, got nan'),
+    (TRAINING, '--lr inf', '--lr: must be a number, at least 0, got inf'),
+    (TRAINING, '--weight-decay -1', '--weight-decay: must be a number, at least 0, got -1'),
     (TRAINING, '--schedule none', "--schedule: invalid choice: 'none' (choose from"),
-    (TRAINING, '--seed -1', '--seed: must be 0 to 9223372036854775807, got -1'),
-    (TRAINING, '--seed 9223372036854775808', '--seed: must be 0 to 9223372036854775807, got 9223372036854775808'),
-    (TRAINING, '--log-interval 0', '--log-interval: must be at least 1, got 0'),
-    (TRAINING, '--validation 0', '--validation: must be at least 1, got 0'),
+    (TRAINING, '--seed -1', '--seed: must be a whole number from 0 to 9223372036854775807, got -1'),
+    (TRAINING, '--seed 9223372036854775808', '--seed: must be a whole number from 0 to 9223372036854775807, got 9223'),
+    (TRAINING, '--log-interval 0', '--log-interval: must be a whole number, at least 1, got 0'),
+    (TRAINING, '--validation 0', '--validation: must be a whole number, at least 1, got 0'),
     (TRAINING, '--resume --restart', '--restart: not allowed with argument --resume'),
     (['pruning'], '--recipe secret', "--recipe: invalid choice: 'secret' (choose from"),
     (['pruning'], '--crop never', "--crop: invalid choice: 'never' (choose from"),
     (['pruning'], '--prune magnitude', "--prune: invalid choice: 'magnitude' (choose from"),
-    (['pruning'], '--keep 0', '--keep: must be at least 1, got 0'),
-    (['pruning'], '--fc-cost 0', '--fc-cost: must be at least 0.01, got 0'),
-    (['pruning'], '--prune-steps 0', '--prune-steps: must be at least 1, got 0'),
-    (['pruning'], '--retrain-epochs 0', '--retrain-epochs: must be at least 1, got 0'),
-    (['pruning'], '--retrain-lr inf', '--retrain-lr: must be at least 0, got inf'),
-    (['pruning'], '--sensitivity -1', '--sensitivity: must be at least 0, got -1'),
+    (['pruning'], '--keep 4,200', '--keep: must be a whole number, at least 1, got 4,200'),
+    (['pruning'], '--keep 4.2e3', '--keep: must be a whole number, at least 1, got 4.2e3'),
+    (['pruning'], '--keep 0', '--keep: must be a whole number, at least 1, got 0'),
+    (['pruning'], '--fc-cost 0', '--fc-cost: must be a number, at least 0.01, got 0'),
+    (['pruning'], '--prune-steps 0', '--prune-steps: must be a whole number, at least 1, got 0'),
+    (['pruning'], '--retrain-epochs 0', '--retrain-epochs: must be a whole number, at least 1, got 0'),
+    (['pruning'], '--retrain-lr inf', '--retrain-lr: must be a number, at least 0, got inf'),
+    (['pruning'], '--sensitivity -1', '--sensitivity: must be a number, at least 0, got -1'),
     (['pruning'], '--rates fc9=9', "--rates: unknown layer 'fc9', expected one of conv1, conv2"),
-    (['pruning'], '--rates fc1=101', '--rates: must be 0 to 100, got 101'),
-    (['pruning'], '--rates fc1', "--rates: 'fc1' is not LAYER=PERCENT"),
-    (['pruning'], '--rates fc1=x', "--rates: 'fc1=x' is not LAYER=PERCENT"),
+    (['pruning'], '--rates conv1=84%', '--rates: percent of conv1 must be a number from 0 to 100, got 84%'),
+    (['pruning'], '--rates fc1=101', '--rates: percent of fc1 must be a number from 0 to 100, got 101'),
+    (['pruning'], '--rates fc1', '--rates: percent of fc1 must be a number from 0 to 100, got  .expected LAYER='),
+    (['pruning'], '--rates fc1=x', '--rates: percent of fc1 must be a number from 0 to 100, got x'),
     (['pruning'], '--rates fc1=9,fc2=9,fc1=8', '--rates: fc1 must be given once, got fc1=9,fc2=9,fc1=8'),
     (['pruning'], '--prune percentile --sensitivity 1', '--sensitivity goes with --prune std, got --prune percentile'),
-    (['pruning'], '--prune std --rates fc1=9', '--rates and --keep go with --prune percentile, got --prune std'),
-    (['pruning'], '--prune std --keep 4200', '--rates and --keep go with --prune percentile, got --prune std'),
+    (['pruning'], '--prune std --rates fc1=9', '--rates goes with --prune percentile, got --prune std'),
+    (['pruning'], '--prune std --keep 4200', '--keep goes with --prune lamp, got --prune std'),
+    (['pruning'], '--prune percentile --keep 4200', '--keep goes with --prune lamp, got --prune percentile'),
+    (['pruning'], '--prune lamp --rates fc1=9', '--rates goes with --prune percentile, got --prune lamp'),
+    (['pruning'], '--rates fc1=9 --fc-cost 6', '--fc-cost goes with --keep, got --prune percentile'),
+    (['pruning'], '--sensitivity 1 --fc-cost 6', '--fc-cost goes with --keep, got --prune std'),
+    (['pruning'], '--recipe paper --fc-cost 6', '--fc-cost goes with --keep, got --prune percentile'),
+    (['pruning'], '--recipe paper --prune lamp', '--prune lamp needs --keep, got --recipe paper without it'),
     (['pruning'], '--prune std --prune-steps 40', '--prune std prunes once, got --prune-steps 40'),
     (['pruning'], '--rates fc1=9 --keep 9', '--keep: not allowed with argument --rates'),
     (['pruning'], '--sensitivity 1 --rates fc1=9', '--rates: not allowed with argument --sensitivity'),
-    (['weight_share'], '--bits 0', '--bits: must be 1 to 8, got 0'),
-    (['weight_share'], '--bits 9', '--bits: must be 1 to 8, got 9'),
-    (['weight_share'], '--bits x', "--bits: invalid int value: 'x'"),
-    (['weight_share'], '--fc-bits 9', '--fc-bits: must be 1 to 8, got 9'),
-    (['weight_share'], '--bias-bits 0', '--bias-bits: must be 1 to 8, got 0'),
+    (['weight_share'], '--bits 0', '--bits: must be a whole number from 1 to 8, got 0'),
+    (['weight_share'], '--bits 9', '--bits: must be a whole number from 1 to 8, got 9'),
+    (['weight_share'], '--bits x', '--bits: must be a whole number from 1 to 8, got x'),
+    (['weight_share'], '--fc-bits 9', '--fc-bits: must be a whole number from 1 to 8, got 9'),
+    (['weight_share'], '--bias-bits 0', '--bias-bits: must be a whole number from 1 to 8, got 0'),
     (['weight_share'], '--sort-units=1', "--sort-units: ignored explicit argument '1'"),
     (['weight_share'], '--bfloat16=1', "--bfloat16: ignored explicit argument '1'"),
     (['weight_share'], '--moving=1', "--moving: ignored explicit argument '1'"),
@@ -92,7 +102,7 @@ CASES = [(script, arguments, message) for scripts, arguments, message in BAD_ARG
 def status_and_line(script, arguments, capsys):
     """Run a script's main as from the command line -> exit status, and the one line that it ends with."""
     with pytest.raises(SystemExit) as stopped:
-        util.run(lambda: SCRIPTS[script].main(arguments))
+        command_line.run(lambda: SCRIPTS[script].main(arguments))
     error = capsys.readouterr().err + (f'{stopped.value.code}\n' if isinstance(stopped.value.code, str) else '')
     assert len(error.splitlines()) == 1
     return 1 if isinstance(stopped.value.code, str) else stopped.value.code, error
@@ -171,7 +181,8 @@ BAD_INPUTS = [  # scripts, what is there, arguments, what the line says
     (ALL, [other_classes], MODEL, r'^error: the model tells 3 classes apart, the data has 10'),
     (ALL, [truncated], MODEL, r'^error: model.ptmodel: not a readable .ptmodel of an AlexNet \(truncated'),
     (ALL, [one_byte_flipped], MODEL, r'^error: model.ptmodel: not a readable .ptmodel of an AlexNet \(truncated, dam'),
-    (TRAINING, [good_model], f'{MODEL} --validation 1437', 'can hold out 1 to 1436 of the training images, got 1437'),
+    (TRAINING, [good_model], f'{MODEL} --validation 1437',
+     r'^error: --validation must be less than the 1437 training images of digits, got 1437'),
     (TRAINING, [good_model], f'{MODEL} --resume', '^error: saves/checkpoint.pt: no such file, so there is nothing to'),
     (['pruning'], [good_model], f'{MODEL} --keep 99999999',
      '--keep must be at most the 20335296 weights of the network, got 99999999'),
@@ -189,11 +200,11 @@ def test_a_bad_input_ends_in_one_line_and_status_1(script, files, arguments, mes
     before = sorted(Path().rglob('*'))
     status, line = status_and_line(script, [*arguments.split(), '--no-cuda'], capsys)
     assert status == 1 and re.search(message, line)
-    assert [path for path in sorted(Path().rglob('*')) if path not in before and path != Path('saves')] == []
+    assert {path for path in Path().rglob('*') if path not in before} <= {Path('saves'), Path('.lock'), Path('log.txt')}
 
 
 def test_a_missing_matplotlib_is_named_with_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(util.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(command_line.importlib.util, 'find_spec', lambda name: None)
     status, line = status_and_line('pruning', [*DIGITS, '--figures', 'figures'], capsys)
     assert status == 2 and '--figures: needs matplotlib, which is not installed: pip install matplotlib' in line
 

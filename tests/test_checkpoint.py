@@ -10,31 +10,37 @@ import torch
 from hostile import RunsCommand
 
 import pruning
-import util
 import weight_share
+from net import command_line
 from net.checkpoint import PATH, Checkpoint
+from net.data import Images
+from net.files import save_archive
 from net.live import live_part, remove_dead_weights
-from net.models import AlexNet, save_archive
+from net.models import AlexNet
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
 
 
 @pytest.fixture(scope='module')
 def images():
     pixels = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
-    return util.Images(pixels, torch.arange(20) % 10, tuple('0123456789'))
+    return Images(pixels, torch.arange(20) % 10, tuple('0123456789'))
 
 
 @pytest.fixture(scope='module')
 def pruned():
     torch.manual_seed(1)
     model = AlexNet()
-    model.prune_by_percentile(model.layer_adaptive_rates(30_000))
+    model.prune_to_budget(30_000)
     remove_dead_weights(model, drop_constants=True)
     return model
 
 
 def arguments(*argv):
     return pruning.parse_args(['--batch-size', '7', '--weight-decay', '1e-4', *argv])
+
+
+def make_checkpoint(script, phases, args):
+    return Checkpoint(PATH, script, phases, command_line.arguments_of_run(args), args.resume, args.restart)
 
 
 def interrupt_after(n_saves, monkeypatch):
@@ -53,9 +59,9 @@ def run_interrupted(run, n_saves, monkeypatch):
     """`run(checkpoint)`, stopped after `n_saves` epochs and resumed -> what it returns then."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_after(n_saves, patch)
-        run(Checkpoint('test', ['only'], arguments()))
+        run(make_checkpoint('test', ['only'], arguments()))
     torch.manual_seed(99)  # whatever the random generators are at then
-    return run(Checkpoint('test', ['only'], arguments('--resume')))
+    return run(make_checkpoint('test', ['only'], arguments('--resume')))
 
 
 CONTEXTS = {
@@ -84,7 +90,7 @@ def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, schedule, n_
         return [param.detach().clone() for param in model.parameters()]
 
     torch.manual_seed(5)
-    expected = run(Checkpoint('test', ['only'], arguments()))
+    expected = run(make_checkpoint('test', ['only'], arguments()))
     assert not PATH.exists()
     torch.manual_seed(5)
     resumed = run_interrupted(run, n_saves, monkeypatch)
@@ -104,7 +110,7 @@ def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves
         return [param.detach().clone() for param in model.parameters()]
 
     torch.manual_seed(5)
-    expected = run(Checkpoint('test', ['only'], arguments()))
+    expected = run(make_checkpoint('test', ['only'], arguments()))
     torch.manual_seed(5)
     resumed = run_interrupted(run, n_saves, monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(expected, resumed, strict=True))
@@ -113,18 +119,18 @@ def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves
 def test_a_run_that_was_past_a_phase_skips_it(pruned, images, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_after(1, patch)
-        checkpoint = Checkpoint('test', ['first', 'second'], arguments())
+        checkpoint = make_checkpoint('test', ['first', 'second'], arguments())
         assert checkpoint.enter('first', pruned) and checkpoint.enter('second', pruned)
         with live_part(pruned):
             pruning.fit(copy.deepcopy(pruned), images, 2, 1e-3, arguments(), False, checkpoint)
-    resumed = Checkpoint('test', ['first', 'second'], arguments('--resume'))
+    resumed = make_checkpoint('test', ['first', 'second'], arguments('--resume'))
     model = AlexNet()
     assert not resumed.enter('first', model)
     assert resumed.enter('second', model) and torch.equal(model.fc2.weight, pruned.fc2.weight)
 
 
 def test_the_history_holds_accuracies_only_if_they_are_asked_for(pruned, images):
-    checkpoint = Checkpoint('test', ['only'], arguments())
+    checkpoint = make_checkpoint('test', ['only'], arguments())
     checkpoint.enter('only', pruned)
     model = copy.deepcopy(pruned)
     pruning.fit(model, images, 1, 1e-3, arguments(), False, checkpoint)
@@ -139,7 +145,7 @@ def test_the_history_holds_accuracies_only_if_they_are_asked_for(pruned, images)
 @pytest.fixture
 def written(pruned):
     """A checkpoint of an interrupted run of pruning.py, and what is in it."""
-    checkpoint = Checkpoint('pruning.py', pruning.PHASES, arguments())
+    checkpoint = make_checkpoint('pruning.py', pruning.PHASES, arguments())
     checkpoint.enter('pruning', pruned)
     optimizer = pruning.make_adam(pruned, 1e-3, arguments())
     checkpoint.save(pruned, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer), 1, 2.5)
@@ -165,7 +171,7 @@ DAMAGES = {
 def test_a_damaged_or_hostile_checkpoint_is_refused_by_name(damage, message, written):
     damage()
     with pytest.raises(SystemExit, match=f'^error: {PATH}: {re.escape(message)}'):
-        util.run(lambda: pruning.main(['--batch-size', '7', '--weight-decay', '1e-4', '--resume']))
+        command_line.run(lambda: pruning.main(['--batch-size', '7', '--weight-decay', '1e-4', '--resume']))
     assert not Path('command-ran').exists()
 
 
@@ -175,7 +181,8 @@ CHANGES = {  # how each changes what is stored, in place
     'field of another type': (lambda stored: stored.update(epoch='many'), 'not a checkpoint of these scripts'),
     'unknown phase': (lambda stored: stored.update(phase='waiting'),
                       'phase must be one of initial training, pruning, retraining, got waiting'),
-    'other shapes': (lambda stored: stored['start'].update({'fc3.bias': torch.zeros(3)}), 'does not fit this run'),
+    'another start': (lambda stored: stored.update(start_id='0'), 'does not belong to saves/checkpoint.pt'),
+    'other shapes': (lambda stored: stored['model'].update({'fc3.bias': torch.zeros(3)}), 'does not fit this run'),
     'random state': (lambda stored: stored.update(random=(torch.zeros(3), [])), 'does not fit this run'),
     'no optimizer': (lambda stored: stored.update(optimizer={}), 'does not fit this run'),
 }
@@ -185,9 +192,9 @@ CHANGES = {  # how each changes what is stored, in place
 def test_a_checkpoint_that_was_tampered_with_is_refused_by_name(change, message, written):
     change(written)
     save_archive(written, PATH)
-    with pytest.raises(ValueError, match=f'^{PATH}: {re.escape(message)}'):
+    with pytest.raises(ValueError, match=f'^saves/checkpoint.*.pt: {re.escape(message)}'):
         model = AlexNet()
-        checkpoint = Checkpoint('pruning.py', pruning.PHASES, arguments('--resume'))
+        checkpoint = make_checkpoint('pruning.py', pruning.PHASES, arguments('--resume'))
         checkpoint.enter('pruning', model)
         optimizer = pruning.make_adam(model, 1e-3, arguments())
         checkpoint.restore(model, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer))
@@ -195,17 +202,19 @@ def test_a_checkpoint_that_was_tampered_with_is_refused_by_name(change, message,
 
 def test_other_arguments_are_refused_with_both_values(written):
     with pytest.raises(ValueError, match=f'^{PATH}: belongs to a run with --batch-size 7, got 256; --seed 42, got 1$'):
-        Checkpoint('pruning.py', pruning.PHASES, pruning.parse_args(['--weight-decay=1e-4', '--seed=1', '--resume']))
+        make_checkpoint('pruning.py', pruning.PHASES,
+                        pruning.parse_args(['--weight-decay=1e-4', '--seed=1', '--resume']))
 
 
 def test_another_script_is_refused_with_both_names(written):
     with pytest.raises(ValueError, match=f'^{PATH}: belongs to pruning.py, got --resume for weight_share.py$'):
-        Checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--resume']))
+        make_checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--resume']))
 
 
-def test_the_log_and_the_figures_may_be_others(written):
-    args = arguments('--resume', '--log', 'other.txt', '--figures', 'figures')
-    assert Checkpoint('pruning.py', pruning.PHASES, args).history == written['history']
+def test_what_does_not_change_the_result_may_be_another(written):
+    args = arguments('--resume', '--log', 'other.txt', '--figures', 'figures', '--test-batch-size', '10',
+                     '--log-interval', '1')
+    assert make_checkpoint('pruning.py', pruning.PHASES, args).history == written['history']
 
 
 @pytest.mark.parametrize('main, message', [
@@ -214,12 +223,12 @@ def test_the_log_and_the_figures_may_be_others(written):
 def test_a_checkpoint_is_not_thrown_away_silently(main, message, written):
     before = PATH.read_bytes()
     with pytest.raises(SystemExit, match=f'^error: {PATH}: {message}$'):
-        util.run(lambda: main(['--data', 'digits']))
+        command_line.run(lambda: main(['--data', 'digits']))
     assert PATH.read_bytes() == before
 
 
 def test_restart_throws_it_away_once_the_new_run_begins(written):
-    checkpoint = Checkpoint('pruning.py', pruning.PHASES, arguments('--restart'))
+    checkpoint = make_checkpoint('pruning.py', pruning.PHASES, arguments('--restart'))
     assert PATH.exists()  # images or model could still be missing
     checkpoint.enter('initial training', AlexNet())
     assert not PATH.exists()
@@ -227,19 +236,37 @@ def test_restart_throws_it_away_once_the_new_run_begins(written):
 
 def test_restart_throws_a_damaged_one_away(written):
     flip_a_byte()
-    Checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--restart'])).enter('training', AlexNet())
+    checkpoint = make_checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--restart']))
+    checkpoint.enter('training', AlexNet())
     assert not PATH.exists()
 
 
 def test_restart_does_not_throw_another_scripts_run_away(written):
     with pytest.raises(ValueError, match=f'^{PATH}: pruning.py was interrupted; first run it with --re'):
-        Checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--restart']))
+        make_checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--restart']))
     assert PATH.exists()
+
+
+def test_the_model_as_a_phase_began_is_written_once_and_goes_with_the_phase(pruned):
+    optimizer = pruning.make_adam(pruned, 1e-3, arguments())
+    state = pruned, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer)
+    checkpoint, written = make_checkpoint('pruning.py', pruning.PHASES, arguments()), []
+    for phase in 'initial training', 'pruning':
+        checkpoint.enter(phase, pruned)
+        for epoch in 1, 2:
+            checkpoint.save(*state, epoch, 2.5)
+            start, = Path('saves').glob('checkpoint_start_*.pt')
+            written.append((start.name, start.stat().st_mtime_ns))
+    assert [name for name, _ in written] == ['checkpoint_start_initial_training.pt'] * 2 + [
+        'checkpoint_start_pruning.pt'] * 2
+    assert written[0] == written[1] and written[2] == written[3]
+    checkpoint.finish()
+    assert os.listdir('saves') == []
 
 
 def test_nothing_to_resume_is_an_error():
     with pytest.raises(SystemExit, match=f'^error: {PATH}: no such file, so there is nothing to resume'):
-        util.run(lambda: pruning.main(['--resume']))
+        command_line.run(lambda: pruning.main(['--resume']))
 
 
 @pytest.mark.parametrize('written_yet, message', [
@@ -252,7 +279,7 @@ def test_ctrl_c_says_how_to_go_on(written_yet, message, capsys):
             PATH.touch()
         raise KeyboardInterrupt
     with pytest.raises(SystemExit) as stopped:
-        util.run(interrupted, PATH)
+        command_line.run(interrupted, PATH)
     assert stopped.value.code == 130 and capsys.readouterr().err == message
 
 
@@ -267,7 +294,7 @@ def test_a_training_on_the_gpu_is_resumed(pruned, images, monkeypatch):
         return model, torch.cuda.get_rng_state()
 
     torch.manual_seed(5)
-    expected, state = run(Checkpoint('test', ['only'], arguments()))
+    expected, state = run(make_checkpoint('test', ['only'], arguments()))
     torch.manual_seed(5)
     resumed, resumed_state = run_interrupted(run, 2, monkeypatch)
     assert torch.equal(resumed_state, state)

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 import huffman_coding
-import util
+from net import command_line
+from net.data import load_photo, normalize
 
 
 def photo(name='photo.png', size=(64, 48)):
@@ -18,8 +19,8 @@ def photo(name='photo.png', size=(64, 48)):
 
 def test_a_photo_is_classified_without_any_data(capsys):
     huffman_coding.main(['--classify', photo(), photo('grey.jpg'), '--no-cuda'])
-    decoded, data, *lines = capsys.readouterr().out.splitlines()
-    assert decoded.endswith('tests/data/alexnet-cifar10.dcan: 6736 bytes, decoded')
+    device, decoded, data, *lines = capsys.readouterr().out.splitlines()
+    assert decoded.endswith('net/pretrained/smallest.dcan: 6736 bytes, decoded')
     assert data == "There are no images in 'data' to measure the accuracy on"
     for name, line in zip(['photo.png', 'grey.jpg'], lines, strict=True):
         found = re.findall(r'([a-z]+) ([\d.]+) %', line)
@@ -32,9 +33,9 @@ def test_a_photo_is_classified_without_any_data(capsys):
 def test_the_answer_is_that_of_the_network(capsys):
     huffman_coding.main(['--classify', photo(), '--no-cuda'])
     model = huffman_coding.load_compact(huffman_coding.SHIPPED).eval()
-    pixels = util.load_photo('photo.png')
+    pixels = load_photo('photo.png')
     assert pixels.shape == (1, 3, 32, 32) and pixels.dtype == torch.uint8
-    best = model(util.normalize(pixels)).argmax().item()
+    best = model(normalize(pixels)).argmax().item()
     assert f'photo.png: {huffman_coding.CIFAR10_CLASSES[best]} ' in capsys.readouterr().out
 
 
@@ -61,13 +62,15 @@ def test_a_photo_is_its_middle_square(tmp_path):
     image = Image.new('RGB', (96, 32), 'red')
     image.paste('blue', (32, 0, 64, 32))
     image.save('flag.png')
-    assert util.load_photo('flag.png')[0, :, 16, 16].tolist() == [0, 0, 255]
-    assert (util.load_photo('flag.png')[0, 0] == 0).all()
+    assert load_photo('flag.png')[0, :, 16, 16].tolist() == [0, 0, 255]
+    assert (load_photo('flag.png')[0, 0] == 0).all()
 
 
-@pytest.mark.parametrize('content', [None, b'', b'no image'])
-def test_what_is_no_image_ends_in_one_line(content):
+@pytest.mark.parametrize('content, message', [
+    (None, 'no such image'), (b'', 'not a readable image'), (b'no image', 'not a readable image')])
+def test_what_is_no_image_ends_in_one_line_before_anything_is_decoded(content, message, monkeypatch):
     if content is not None:
-        open('x.png', 'wb').write(content)
-    with pytest.raises(SystemExit, match='^error: x.png: not a readable image'):
-        util.run(lambda: huffman_coding.main(['--classify', 'x.png', '--no-cuda']))
+        Path('x.png').write_bytes(content)
+    monkeypatch.setattr(huffman_coding, 'load_compact', None)
+    with pytest.raises(SystemExit, match=f'^error: x.png: {message}'):
+        command_line.run(lambda: huffman_coding.main(['--classify', 'x.png', '--no-cuda']))

@@ -154,7 +154,7 @@ def test_a_scan_prunes_one_layer_at_a_time_and_leaves_the_model_as_it_was():
     model, seen = AlexNet(), []
     before = [param.clone() for param in model.parameters()]
     scan = pruning.sensitivity_scan(model, lambda model: seen.append(
-        [int(torch.count_nonzero(layer.weight)) / layer.weight.numel() for layer in model.children()]) or len(seen))
+        [int(torch.count_nonzero(layer.weight)) / layer.weight.numel() for _, layer in model.layers()]) or len(seen))
     percents = [100, *pruning.SCANNED_PERCENTS]
     assert list(scan) == LAYERS and all(list(accuracies) == percents for accuracies in scan.values())
     expected = [[1.] * 8] + [[1.] * layer + [percent / 100] + [1.] * (7 - layer)

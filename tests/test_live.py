@@ -6,14 +6,16 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Sequential
 from torch import nn
 
 from net.live import live_part, live_units, remove_dead_weights, sort_units
 from net.models import AlexNet
+from net.prune import PruningModule
 from net.quantization import codebooks_as_parameters
 
 
-class Chain(nn.Module):
+class Chain(PruningModule):
     """Layers with ReLU in between, each of them given by its weight (out, in) and bias (out,)."""
 
     def __init__(self, *layers):
@@ -24,13 +26,13 @@ class Chain(nn.Module):
             self.add_module(f'fc{i}', layer)
 
     def forward(self, x):
-        *hidden, last = self.children()
+        *hidden, last = [layer for _, layer in self.layers()]
         for layer in hidden:
             x = F.relu(layer(x))
         return last(x)
 
 
-class Convolutions(nn.Module):
+class Convolutions(PruningModule):
     """Two zero-padded convolutions; the first one's only unit has no weights, so that it is the constant relu(bias)."""
 
     def __init__(self, bias):
@@ -49,7 +51,7 @@ def sparse_alexnet(seed):
     torch.manual_seed(seed)
     model = AlexNet()
     inputs = torch.arange(3)
-    for layer in model.children():
+    for _, layer in model.layers():
         weight = layer.weight.data
         outputs = torch.arange(10) if layer is model.fc3 else torch.randperm(len(weight))[:30]
         keep = torch.rand(weight.shape) < 100 / weight.numel()
@@ -118,7 +120,7 @@ def test_a_constant_before_a_convolution_can_be_dropped():
 @pytest.mark.parametrize('seed', range(3))
 def test_removing_unused_units_leaves_the_outputs_exactly_equal(seed):
     model = sparse_alexnet(seed)
-    for layer in model.children():  # every unit receives something: there are no constants
+    for _, layer in model.layers():  # every unit receives something: there are no constants
         flat = layer.weight.data.flatten(1)
         flat[:, 0][(flat == 0).all(1)] = 0.1
     pixels = torch.randn(8, 3, 32, 32)
@@ -174,7 +176,7 @@ def test_units_are_sorted_by_their_first_weight_and_dead_ones_come_last():
 
 
 def test_the_first_place_of_a_kernel_comes_first_whatever_the_input():
-    model = nn.Sequential(nn.Conv2d(2, 2, (1, 2)), nn.Conv2d(2, 1, 1))
+    model = Sequential(nn.Conv2d(2, 2, (1, 2)), nn.Conv2d(2, 1, 1))
     model[0].weight.data = torch.tensor([[[[0., 1.]], [[0., 0.]]], [[[0., 0.]], [[1., 0.]]]])
     sort_units(model)
     assert model[0].weight.tolist() == [[[[0, 0]], [[1, 0]]], [[[0, 1]], [[0, 0]]]]
@@ -210,7 +212,7 @@ def masked_steps(model, optimizer, batches):
 
 
 def prune_half(model, optimizer):
-    for layer in model.children():
+    for _, layer in model.layers():
         layer.weight.data[layer.weight.abs() < layer.weight[layer.weight != 0].abs().median()] = 0
     remove_dead_weights(model, drop_constants=True)
     for param in model.parameters():
@@ -250,10 +252,10 @@ def test_gradients_of_the_live_part_are_those_of_the_whole_network():
     batch = torch.randn(16, 3, 32, 32)
     model(batch)[:, 3].sum().backward()
     gradients = [layer.weight.grad[outputs][:, inputs]
-                 for layer, (inputs, outputs) in zip(model.children(), pairwise(live_units(model)), strict=True)]
+                 for (_, layer), (inputs, outputs) in zip(model.layers(), pairwise(live_units(model)), strict=True)]
     with live_part(model):
         model(batch)[:, 3].sum().backward()
-        for layer, expected in zip(model.children(), gradients, strict=True):
+        for (_, layer), expected in zip(model.layers(), gradients, strict=True):
             assert torch.allclose(layer.weight.grad, expected, atol=1e-5, rtol=1e-4) and expected.abs().sum() > 0
 
 

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from net.prune import PruningModule, fraction_to_keep, percent_to_keep
+from net import prune
+from net.prune import PruningModule, count_threshold, fraction_to_keep, weights_to_keep
 
 
 class TinyNet(PruningModule):
@@ -143,15 +144,25 @@ def test_default_rates_are_those_of_table_4_of_the_paper():
 
 # ---- how many weights each layer keeps -------------------------------------------------------------------------------
 
+def counts(net):
+    return {name: int(torch.count_nonzero(layer.weight)) for name, layer in net.layers()}
+
+
 def test_layer_adaptive_scores_by_hand(net):
     """The highest are 64/64 and 49/(49 + 64) in conv1, 0.64/0.64 in fc1, whose next one is 0.16/(0.16 + 0.64)."""
-    assert net.layer_adaptive_rates(3) == {'conv1': percent_to_keep(2, 8), 'fc1': percent_to_keep(1, 8)}
-    net.prune_by_percentile(net.layer_adaptive_rates(3))
+    assert net.shares_of_budget(3) == {'conv1': 2, 'fc1': 1}
+    net.prune_to_budget(3)
     assert net.conv1.weight.flatten().tolist() == [0, 0, 0, 0, 0, 0, 7, -8]
     assert net.fc1.weight.equal(torch.tensor([[0., 0., 0., 0.], [0., 0., 0., 0.8]]))
 
 
-def lamp_scores(weight):
+def test_a_budget_is_cut_halfway_between_what_goes_and_what_stays(net, capsys):
+    net.prune_to_budget(3)
+    assert capsys.readouterr().out.splitlines() == [
+        'Pruning with threshold : 6.5000 for layer conv1', 'Pruning with threshold : 0.6000 for layer fc1']
+
+
+def scores_in_loops(weight):
     """Lee et al. 2021, equation 3, in two loops."""
     weight = sorted(w * w for w in weight.flatten().tolist() if w)
     return [square / sum(weight[i:]) for i, square in enumerate(weight)]
@@ -162,33 +173,48 @@ def lamp_scores(weight):
 def test_the_weights_kept_are_those_with_the_highest_layer_adaptive_scores(keep, fc_cost):
     net = TinyNet()
     net.conv1.weight.data, net.fc1.weight.data = torch.randn(10, 4, 4, 4), torch.randn(40, 30) ** 3
-    scores = {'conv1': lamp_scores(net.conv1.weight), 'fc1': [s / fc_cost for s in lamp_scores(net.fc1.weight)]}
+    scores = {'conv1': scores_in_loops(net.conv1.weight),
+              'fc1': [score / fc_cost for score in scores_in_loops(net.fc1.weight)]}
     lowest = sorted(scores['conv1'] + scores['fc1'])[-keep]
-    net.prune_by_percentile(net.layer_adaptive_rates(keep, fc_cost))
-    kept = {name: int(torch.count_nonzero(getattr(net, name).weight)) for name in scores}
-    assert kept == {name: max(1, sum(s >= lowest for s in scores[name])) for name in scores}
+    net.prune_to_budget(keep, fc_cost)
+    assert counts(net) == {name: max(1, sum(score >= lowest for score in scores[name])) for name in scores}
 
 
 def test_weights_pruned_before_are_not_counted_as_kept(net):
     net.prune_by_percentile({'conv1': 50, 'fc1': 25})
     before = [net.conv1.weight.clone(), net.fc1.weight.clone()]
-    net.prune_by_percentile(net.layer_adaptive_rates(100))  # more than there are: nothing goes
+    net.prune_to_budget(100)  # more than there are: nothing goes
     assert net.conv1.weight.equal(before[0]) and net.fc1.weight.equal(before[1])
-    net.prune_by_percentile(net.layer_adaptive_rates(4))
-    assert torch.count_nonzero(net.conv1.weight) + torch.count_nonzero(net.fc1.weight) == 4
+    net.prune_to_budget(4)
+    assert sum(counts(net).values()) == 4
 
 
 @pytest.mark.parametrize('keep', [0, -1, float('nan')])
 def test_at_least_one_weight_is_kept(net, keep):
     with pytest.raises(ValueError, match=f'must be at least 1, got {keep}'):
-        net.layer_adaptive_rates(keep)
+        net.prune_to_budget(keep)
 
 
-@pytest.mark.parametrize('n', [1, 2, 3, 10, 640, 16_777_216])
-def test_a_percentage_keeps_exactly_that_many_weights(n):
-    weights = np.arange(1, n + 1, dtype=np.float64)
+def test_another_criterion_is_one_function_in_the_table(net, monkeypatch):
+    monkeypatch.setitem(prune.CRITERIA, 'magnitude', lambda weights: weights[weights != 0].abs().double().sort().values)
+    net.prune_to_budget(5, criterion='magnitude')  # all five are in conv1; one of fc1 stays all the same
+    assert net.conv1.weight.flatten().tolist() == [0, 0, 0, -4, 5, -6, 7, -8]
+    assert counts(net) == {'conv1': 5, 'fc1': 1}
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 10, 640, 2**24 + 1])
+def test_a_threshold_keeps_exactly_that_many_weights(n):
+    weights = torch.arange(1, n + 1, dtype=torch.float64)
     for n_kept in sorted({1, 2, n // 3, n - 1, n} & set(range(1, n + 1))):
-        assert np.count_nonzero(weights >= np.percentile(weights, 100 - percent_to_keep(n_kept, n))) == n_kept
+        assert int((weights >= count_threshold(weights, n_kept)).sum()) == n_kept
+
+
+@pytest.mark.parametrize('start, goal, step, n_steps, expected', [
+    (20_335_296, 4200, 40, 40, 4200),  # exactly, whatever the rounding
+    (20_335_296, 4200, 1, 40, int(20_335_296 * (4200 / 20_335_296) ** (1 - (39 / 40) ** 3))),
+    (5000, 4200, 1, 1, 4200)])
+def test_a_budget_falls_on_the_same_course_to_its_goal(start, goal, step, n_steps, expected):
+    assert weights_to_keep(start, goal, step, n_steps) == expected
 
 
 @pytest.mark.parametrize('start, goal, step, n_steps, expected', [

@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import Sequential
 from torch import nn
 
 from net.models import AlexNet
+from net.prune import PruningModule
 from net.quantization import apply_weight_sharing, codebooks_as_parameters, share_weights
 
 
@@ -84,7 +86,7 @@ def test_sharing_does_not_change_its_input():
     assert np.array_equal(weights, np.arange(100))
 
 
-class TinyNet(nn.Module):
+class TinyNet(PruningModule):
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, kernel_size=3)
@@ -128,7 +130,7 @@ def test_weights_that_are_not_finite_are_refused(value):
 # ---- training the centroids ------------------------------------------------------------------------------------------
 
 def shared_layer():
-    model = nn.Sequential(nn.Linear(3, 2))
+    model = Sequential(nn.Linear(3, 2))
     model[0].weight.data, model[0].bias.data = torch.tensor([[0.5, 0., -1.], [0.5, 0.5, 0.]]), torch.tensor([1., 2.])
     return model
 
@@ -170,7 +172,7 @@ def test_centroids_of_an_untrained_model_come_back_bit_for_bit():
 
 
 def test_training_the_centroids_lowers_the_loss_that_sharing_raised():
-    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2))
+    model = Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2))
     x, y = torch.randn(200, 20), torch.randint(2, (200,))
 
     def train(steps):
@@ -190,7 +192,7 @@ def test_training_the_centroids_lowers_the_loss_that_sharing_raised():
 
 
 def test_a_weight_can_move_to_another_centroid():
-    model = nn.Sequential(nn.Linear(4, 1, bias=False))
+    model = Sequential(nn.Linear(4, 1, bias=False))
     model[0].weight.data = torch.tensor([[1., 1., 0., -1.]])
     model[0].bias = nn.Parameter(torch.zeros(1))
     with codebooks_as_parameters(model, moving=True):
@@ -206,7 +208,7 @@ def test_a_weight_can_move_to_another_centroid():
 @pytest.mark.parametrize('moving', [False, True])
 def test_training_keeps_what_is_shared_at_the_number_of_centroids(moving):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 2))
+    model = Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 2))
     apply_weight_sharing(model, bits=2, bias_bits=1)
     with codebooks_as_parameters(model, shared_biases=True, moving=moving):
         before = model[0].weight.detach()
@@ -221,14 +223,14 @@ def test_training_keeps_what_is_shared_at_the_number_of_centroids(moving):
 
 
 def test_fully_connected_layers_can_have_other_bits(capsys):
-    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8, 8))
+    model = Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8, 8))
     apply_weight_sharing(model, bits=4, fc_bits=2)
     assert [len(model[i].weight.unique()) for i in (0, 2)] == [16, 4]
     assert '=> Quantize to 16 indices' in capsys.readouterr().out
 
 
 def test_biases_are_shared_on_request(capsys):
-    model = nn.Sequential(nn.Linear(2, 40), nn.Linear(40, 1))
+    model = Sequential(nn.Linear(2, 40), nn.Linear(40, 1))
     model[0].bias.data[:10] = 0
     weights = model[0].weight.clone()
     apply_weight_sharing(model, bits=8, bias_bits=2)
@@ -240,7 +242,7 @@ def test_biases_are_shared_on_request(capsys):
 
 @pytest.mark.parametrize('shared', [False, True])
 def test_shared_biases_stay_shared_while_they_are_trained(shared):
-    model = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 2))
+    model = Sequential(nn.Linear(3, 6), nn.Linear(6, 2))
     model[1].bias.data.zero_()  # no value at all to train
     apply_weight_sharing(model, bits=2, bias_bits=1)
     with codebooks_as_parameters(model, shared):

@@ -6,6 +6,7 @@ import pytest
 
 import huffman_coding
 import util
+from net.data import load_images
 from net.huffmancoding import huffman_decode_model, huffman_encode_model
 from net.models import AlexNet
 
@@ -40,4 +41,4 @@ def test_the_grader_would_accept_it(model):
 
 @pytest.mark.skipif('CIFAR10_DIR' not in os.environ, reason='CIFAR10_DIR names no image folder')
 def test_it_classifies_at_least_60_percent_of_the_test_images(model):
-    assert util.test(model, images=util.load_images(os.environ['CIFAR10_DIR'], train=False)) >= 60
+    assert util.test(model, images=load_images(os.environ['CIFAR10_DIR'], train=False)) >= 60

@@ -11,8 +11,8 @@ import torch
 
 import huffman_coding
 import pruning
-import util
 import weight_share
+from net import command_line
 from net.models import AlexNet, load_model, save_model
 
 ROOT = Path(pruning.__file__).parent
@@ -203,7 +203,8 @@ def test_what_is_no_compact_file_ends_in_one_line(data, message):
     if data is not None:
         Path('x.dcan').write_bytes(data)
     with pytest.raises(SystemExit, match=f'^error: x.dcan: {re.escape(message)}'):
-        util.run(lambda: huffman_coding.main(['--from-compact', 'x.dcan', '--save-model-path', 'saves/x.ptmodel']))
+        arguments = ['--from-compact', 'x.dcan', '--save-model-path', 'saves/x.ptmodel']
+        command_line.run(lambda: huffman_coding.main(arguments))
     assert not Path('saves').exists()
 
 

@@ -1,15 +1,15 @@
 """The smallest model of the README: the compact file that comes with the repository."""
 import os
-from pathlib import Path
 
 import pytest
 
 import huffman_coding
 import util
 from net.compact import compact_from_model
+from net.data import load_images
 from net.models import load_model
 
-FILE = Path(__file__).parent / 'data' / 'alexnet-cifar10.dcan'
+FILE = huffman_coding.SHIPPED
 
 
 @pytest.fixture(scope='module')
@@ -35,4 +35,4 @@ def test_the_script_decodes_it_to_the_same_model(model):
 
 @pytest.mark.skipif('CIFAR10_DIR' not in os.environ, reason='CIFAR10_DIR names no image folder')
 def test_it_classifies_at_least_60_percent_of_the_test_images(model):
-    assert util.test(model, images=util.load_images(os.environ['CIFAR10_DIR'], train=False)) >= 60
+    assert util.test(model, images=load_images(os.environ['CIFAR10_DIR'], train=False)) >= 60

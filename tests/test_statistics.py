@@ -32,7 +32,7 @@ def test_the_streams_of_a_model_are_those_on_disk_and_no_code_beats_the_entropy(
     streams = read_streams(model, 'encodings')
     assert [stream.part for stream in streams] == ['data', 'indices', 'indptr', 'length'] * 5 + [
         'data', 'indices', 'indptr'] * 3
-    biases = sum(4 * layer.bias.numel() for layer in model.children())
+    biases = sum(4 * layer.bias.numel() for _, layer in model.layers())
     assert sum(stream.codebook_bytes + stream.data_bytes for stream in streams) + biases == compressed
     for stream in streams:
         assert stream.data_bytes == 1 + -(-stream.code_bits // 8)  # a header byte, and whole bytes

@@ -1,21 +1,13 @@
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from test_data import random_images
 from torch import nn
-from torchvision import transforms
 
 import util
 from net.models import AlexNet
-
-
-def random_images(n, n_classes=10):
-    pixels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
-    return util.Images(pixels, torch.arange(n) % n_classes, tuple(map(str, range(n_classes))))
-
 
 # ---- log and printed tables ------------------------------------------------------------------------------------------
 
@@ -54,151 +46,6 @@ def test_parameters_are_printed_with_their_values_on_request(capsys):
     assert 'Parameter containing' in capsys.readouterr().out
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------
-
-def test_normalising_is_what_torchvision_and_the_grader_do():
-    pixels = random_images(5).pixels
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-    expected = torch.stack([transform(image.permute(1, 2, 0).numpy()) for image in pixels])
-    assert torch.allclose(util.normalize(pixels), expected, atol=1e-6)
-
-
-def test_every_image_gets_a_crop_and_flip_of_its_own():
-    images = random_images(1).pixels.repeat(50, 1, 1, 1)
-    padded = np.pad(images[0].numpy(), ((0, 0), (4, 4), (4, 4)))
-    crops = {(top, left, flip): padded[:, top:top + 32, left:left + 32][:, :, ::flip]
-             for top in range(9) for left in range(9) for flip in (1, -1)}
-    drawn = [next(key for key, crop in crops.items() if np.array_equal(crop, image))
-             for image in util.random_flip(util.random_crop(images)).numpy()]
-    assert len(set(drawn)) > 30
-    assert {flip for _, _, flip in drawn} == {1, -1}
-
-
-def test_an_epoch_shows_each_image_once_in_a_new_order_with_its_label():
-    images = random_images(10)
-    epochs = [list(util.batches(images, 4, crop=False)) for _ in range(2)]
-    for epoch in epochs:
-        assert [len(labels) for _, labels in epoch] == [4, 4, 2]
-        for pixels, labels in epoch:
-            for image, original in zip(pixels, util.normalize(images.pixels[labels]), strict=True):
-                assert torch.equal(image, original) or torch.equal(image, original.flip(2))
-    orders = [torch.cat([labels for _, labels in epoch]).tolist() for epoch in epochs]
-    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10)) and orders[0] != orders[1]
-
-
-def test_images_held_out_are_always_the_same_and_no_longer_trained_on():
-    images = random_images(50, n_classes=50)
-    train, held_out = images.split(10)
-    torch.manual_seed(1)
-    assert torch.equal(images.split(10)[1].labels, held_out.labels)
-    assert len(held_out.labels) == 10
-    assert sorted(torch.cat([train.labels, held_out.labels]).tolist()) == list(range(50))
-
-
-@pytest.mark.parametrize('n', [0, 50, 51])
-def test_some_images_must_be_left_to_train_on(n):
-    with pytest.raises(ValueError, match=f'hold out 1 to 49 .* got {n}'):
-        random_images(50).split(n)
-
-
-# ---- loading ---------------------------------------------------------------------------------------------------------
-
-def test_digits_are_a_fixed_stratified_split_of_real_images():
-    train, test = util.load_images('digits'), util.load_images('digits', train=False)
-    assert train.pixels.shape == (1437, 3, 32, 32) and test.pixels.shape == (360, 3, 32, 32)
-    assert train.pixels.dtype == torch.uint8 and train.pixels.min() == 0 and train.pixels.max() == 255
-    assert all(35 <= n <= 37 for n in test.labels.bincount())
-    assert not {image.tobytes() for image in train.pixels.numpy()} & {image.tobytes() for image in test.pixels.numpy()}
-    assert torch.equal(test.pixels, util.load_images('digits', train=False).pixels)
-
-
-def make_folder(root='images', classes=('cat', 'dog'), size=(32, 32), splits=('train', 'test')):
-    for split in splits:
-        for i, name in enumerate(classes):
-            folder = Path(root, split, name)
-            folder.mkdir(parents=True)
-            Image.new('RGB', size, (10 * i, 20, 30)).save(folder / '0.png')
-
-
-def test_an_image_folder_is_read_in_the_order_of_its_classes():
-    make_folder()
-    images = util.load_images('images')
-    assert images.classes == ('cat', 'dog') and images.labels.tolist() == [0, 1]
-    assert images.pixels[:, :, 5, 5].tolist() == [[0, 20, 30], [10, 20, 30]]
-
-
-def test_images_of_other_sizes_and_modes_become_32x32_rgb():
-    make_folder(size=(50, 20))
-    Image.new('L', (8, 8), 200).save('images/train/dog/1.png')
-    images = util.load_images('images')
-    assert images.pixels.shape == (3, 3, 32, 32)
-    assert (images.pixels[2] == 200).all()
-
-
-def test_both_splits_must_have_the_same_classes():
-    make_folder(classes=('cat', 'dog'), splits=['train'])
-    make_folder(classes=('cat', 'eel'), splits=['test'])
-    with pytest.raises(ValueError, match='images: .* same classes, only one has dog, eel'):
-        util.load_images('images')
-
-
-@pytest.mark.parametrize('content', [b'', b'no image', b'\x89PNG\r\n\x1a\n cut short'])
-def test_an_unreadable_image_is_named(content):
-    make_folder()
-    Path('images/train/dog/1.png').write_bytes(content)
-    with pytest.raises(ValueError, match='images/train/dog/1.png: not a readable image'):
-        util.load_images('images')
-
-
-@pytest.mark.parametrize('missing', ['images/test/dog/0.png', 'images/test/dog'])
-def test_folders_without_images_are_refused(missing):
-    make_folder()
-    for path in (Path(missing), *Path(missing).glob('*')):
-        path.rename('elsewhere-' + path.name)
-        break
-    with pytest.raises((ValueError, FileNotFoundError), match='images'):
-        util.load_images('images', train=False)
-
-
-def test_a_folder_with_only_one_split_is_not_taken_for_a_place_to_download_to():
-    make_folder(splits=['train'])
-    with pytest.raises(FileNotFoundError, match='images: expected images in train/<class>/ and test/<class>/'):
-        util.load_images('images')
-
-
-def test_without_network_one_line_names_the_three_ways_out(monkeypatch):
-    def no_network(root, **_):
-        Path(root).mkdir()
-        raise OSError('no route to host')
-    monkeypatch.setattr(util, 'CIFAR10', no_network)
-    with pytest.raises(FileNotFoundError) as error:
-        util.load_images('nowhere')
-    message = str(error.value)
-    assert all(words in message for words in ('nowhere', 'no route', 'cifar-10-python.tar.gz', 'train/', 'digits'))
-    assert '\n' not in message
-    assert not Path('nowhere').exists()
-
-
-def test_torchvisions_cifar10_is_read_where_there_are_no_train_and_test_folders(monkeypatch):
-    class FakeCIFAR10:
-        def __init__(self, root, train, download):
-            assert (root, download) == ('data', True)
-            self.data, self.targets = np.full((2 if train else 1, 32, 32, 3), (1, 2, 3), np.uint8), [3] * (1 + train)
-            self.classes = ['a', 'b', 'c', 'd']
-    monkeypatch.setattr(util, 'CIFAR10', FakeCIFAR10)
-    images = util.load_images()
-    assert images.labels.tolist() == [3, 3] and images.pixels[0, :, 7, 7].tolist() == [1, 2, 3]
-    assert images.pixels.shape == (2, 3, 32, 32) and images.classes == ('a', 'b', 'c', 'd')
-
-
-@pytest.mark.slow
-@pytest.mark.skipif('CIFAR10_DIR' not in os.environ, reason='CIFAR10_DIR names no image folder')
-def test_cifar10_as_an_image_folder_has_its_ten_classes():
-    images = util.load_images(os.environ['CIFAR10_DIR'], train=False)
-    assert images.classes == tuple('airplane automobile bird cat deer dog frog horse ship truck'.split())
-    assert images.labels.bincount().tolist() == [1000] * 10
-
-
 # ---- test ------------------------------------------------------------------------------------------------------------
 
 def test_accuracy_and_loss_are_printed_and_the_accuracy_returned(capsys):
@@ -235,15 +82,3 @@ def test_testing_follows_the_device_of_the_model(capsys):
     model = AlexNet()
     on_cpu = util.test(model, True, images)
     assert util.test(model.cuda(), True, images) == on_cpu
-
-
-@pytest.mark.parametrize('seconds, text', [(0.4, '0 s'), (59.4, '59 s'), (59.6, '1 min 0 s'), (3723, '62 min 3 s')])
-def test_durations_are_told_in_minutes_and_seconds(seconds, text):
-    assert util.duration(seconds) == text
-
-
-def test_the_peak_memory_is_that_of_the_process():
-    gigabytes = float(util.peak_memory().split()[0])
-    assert 0.1 < gigabytes < 100
-    big = torch.zeros(int(gigabytes * 1e9 / 4) + 10 ** 8)  # 0.4 GB more than ever before
-    assert float(util.peak_memory().split()[0]) > gigabytes + 0.1 and len(big)

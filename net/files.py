@@ -1,0 +1,108 @@
+"""Files: written in one piece or not at all, read without running code from them; one run at a time in a folder."""
+import io
+import os
+import pickle
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+LOCK = '.lock'  # in the folder that a script is started in
+COMPACT_MAGIC = b'DCAN'  # what a compact file begins with
+
+
+class UserError(ValueError):
+    """What the user can put right; the message names the value and what was expected. Any other error is a bug."""
+
+
+@contextmanager
+def replace_file(path):
+    """Open a new file that takes the place of `path` once it is complete; until then, `path` stays as it was.
+
+    Missing parent folders are made. Raises OSError if the file cannot be written, and leaves nothing behind.
+    """
+    path = Path(path)
+    partial = path.with_name(f'{path.name}.partial')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # of an interrupted run
+        try:
+            with open(partial, 'xb') as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            flush_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f'{path}: cannot be written ({error.strerror or error})') from error
+
+
+def flush_folder(folder):
+    """Have the operating system put the names of the files in it on the disk."""
+    if os.name == 'nt':  # Windows opens no folders, and keeps names in order by itself
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_archive(content, path):
+    """`torch.save` in one piece or not at all; OSError, naming the file, if it cannot be written."""
+    archive = io.BytesIO()  # PyTorch would write the name of a file into the archive, and hide why writing fails
+    torch.save(content, archive)
+    with replace_file(path) as file:
+        file.write(archive.getbuffer())
+
+
+def load_archive(path, what):
+    """What `save_archive` wrote, from a file that need not be trusted: unpickled under PyTorch's allow-list.
+
+    Raises FileNotFoundError or UserError, naming the file and `what` it should be, if it is missing or cannot be read,
+    if its checksums do not fit, or if it holds something that is not on the list.
+    """
+    try:
+        with open(path, 'rb') as file:
+            if file.read(4) == COMPACT_MAGIC:
+                raise UserError(f'{path}: a compact file, expected a {what}: first decode it with '
+                                f'huffman_coding.py --from-compact {path} --save-model-path FILE')
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():  # PyTorch does not compare the checksums
+                    raise zipfile.BadZipFile
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path}: no such file, expected a {what}') from None
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror or error})') from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f'{path}: refused, no {what} or more than that in it') from error
+    except Exception as error:  # PyTorch raises many types of errors for damaged archives
+        raise UserError(f'{path}: not a readable {what} (truncated, damaged or another format)') from error
+
+
+@contextmanager
+def one_run_per_folder():
+    """Within this context no other run can work in the same folder: UserError if one does already.
+
+    The lock goes with the process that holds it, however that ends; the empty file stays.
+    """
+    lock = FileLock(Path(LOCK).absolute(), blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f'another run is at work in {Path().absolute()}: let it end, or start this one in another '
+                        'folder') from None
+    except OSError as error:
+        raise OSError(f'{LOCK}: cannot be written ({error.strerror or error})') from error
+    try:
+        yield
+    finally:
+        lock.release()
