@@ -100,15 +100,34 @@ def load_compact(path):
 
 def decode_compact(args, device):
     """All that --from-compact and --classify ask for."""
-    path = args.from_compact or SHIPPED
-    photos = {name: load_photo(name) for name in expand(args.classify or [])}  # before anything is decoded
+    path, photos, images = args.from_compact or SHIPPED, {}, None
+    if args.classify is not None:  # before anything is decoded
+        photos, images = load_for_classify(args)
     model = load_compact(path).to(device)
     print(f'{path}: {Path(path).stat().st_size} bytes, decoded')
     if args.save_model_path is not None:
         save_model(model, args.save_model_path)
         print(f'Wrote {args.save_model_path}')
-    if args.classify is not None:
-        classify(model, photos, args.data, CIFAR10_CLASSES if args.from_compact is None else None)
+    if images:
+        util.test(model, images=images)
+    classify(model, photos, images.classes if images else CIFAR10_CLASSES if args.from_compact is None else None)
+
+
+def load_for_classify(args):
+    """The photos by their names, and the test images, or None if there are none at the default place."""
+    photos = {name: load_photo(name) for name in expand(args.classify)}
+    try:
+        images = load_images(args.data, train=False, download=False)
+    except FileNotFoundError:
+        if not photos:
+            raise UserError(f'--classify needs images to look at, or a test set to measure the accuracy on, '
+                            f'got neither: there is none in {args.data!r}') from None
+        print(f'There are no images in {args.data!r} to measure the accuracy on')
+        return photos, None
+    if args.from_compact is None and images.classes != CIFAR10_CLASSES:
+        raise UserError(f'{args.data}: the network knows {", ".join(CIFAR10_CLASSES)}, '
+                        f'the images are {", ".join(images.classes)}')
+    return photos, images
 
 
 def expand(patterns):
@@ -122,25 +141,9 @@ def expand(patterns):
     return paths
 
 
-def classify(model, photos, data, classes=None):
-    """Print the accuracy on the test images, if they are there, and what each of the photos, by its name, shows.
-
-    `classes` are the names of what the model knows; else those of the images, or else numbers.
-    """
-    try:
-        images = load_images(data, train=False, download=False)
-    except FileNotFoundError:
-        if not photos:
-            raise UserError(f'--classify needs images to look at, or a test set to measure the accuracy on, '
-                            f'got neither: there is none in {data!r}') from None
-        print(f'There are no images in {data!r} to measure the accuracy on')
-        classes = classes or [str(i) for i in range(model.n_classes)]
-    else:
-        if classes is not None and classes != images.classes:
-            raise UserError(
-                f'{data}: the network knows {", ".join(classes)}, the images are {", ".join(images.classes)}')
-        util.test(model, images=images)
-        classes = images.classes
+def classify(model, photos, classes=None):
+    """Print what each of the photos, by its name, shows; without the names of the classes, their numbers."""
+    classes = classes or [str(i) for i in range(model.n_classes)]
     device = next(model.parameters()).device
     model.eval()
     for name, photo in photos.items():

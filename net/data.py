@@ -56,17 +56,17 @@ def load_images(root=DOWNLOAD_FOLDER, train=True, download=True):
 
 
 def _no_images(root):
-    """One line: what was looked for, what was found, and the ways out."""
-    if not Path(root).is_dir():
-        found = 'a file' if Path(root).exists() else 'no such folder'
-    else:
-        names = sorted(entry.name for entry in Path(root).iterdir())
-        found = 'an empty folder' if not names else ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-    folders = [entry.name for entry in os.scandir() if entry.is_dir()]
-    nearest = difflib.get_close_matches(root, ['digits', *folders], 1)
-    return (f'{root}: no images there (did you mean {nearest[0]}?)' if nearest else f'{root}: no images there') + (
-        f': found {found}, looked for train/<class>/ and test/<class>/ or for CIFAR-10 ({" or ".join(CIFAR10_PARTS)}); '
-        f'--data takes such a folder, or the word digits; without it, CIFAR-10 is downloaded into {DOWNLOAD_FOLDER}/')
+    """One line: what was found, what was looked for, and the ways out."""
+    found = 'no such folder'
+    if Path(root).exists():
+        names = sorted(os.listdir(root)) if Path(root).is_dir() else ['a file']
+        found = f'no images there, found {", ".join(names[:3]) or "nothing"}' + (', ...' if len(names) > 3 else '')
+    others = {entry.name for entry in os.scandir() if entry.is_dir()} | {'digits'}
+    nearest = difflib.get_close_matches(root, others - {root}, 1)
+    hint = f' (did you mean {nearest[0]}?)' if nearest else ''
+    return (f'{root}: {found}{hint}; expected a folder with train/<class>/ and test/<class>/, or with '
+            f'{" or ".join(CIFAR10_PARTS)}, or the word digits; without --data, CIFAR-10 is downloaded into '
+            f'{DOWNLOAD_FOLDER}/')
 
 
 def _load_digits(train):
