@@ -1,4 +1,4 @@
-"""Measure the coder and the training loop against baselines, in one run, because machines are noisy.
+"""Measure start-up, the coder and the training loop against baselines, in one run, because machines are noisy.
 
     python tests/benchmark.py [--model saves/model_after_weight_sharing.ptmodel]
 
@@ -8,6 +8,7 @@ model in `net/pretrained/smallest.dcan`.
 import argparse
 import io
 import lzma
+import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from scipy.sparse import csr_matrix
 from scipy.special import gammaln
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import plain_coder  # noqa: E402
 
 import pruning  # noqa: E402
@@ -37,7 +38,8 @@ from net.live import live_part, remove_dead_weights  # noqa: E402
 from net.models import AlexNet, load_model  # noqa: E402
 from net.quantization import apply_weight_sharing  # noqa: E402
 
-COMPACT = Path(__file__).parents[1] / 'net/pretrained/smallest.dcan'
+ROOT = Path(__file__).parents[1]
+COMPACT = ROOT / 'net/pretrained/smallest.dcan'
 
 
 def seconds(function, *args):
@@ -60,6 +62,30 @@ def paper_model():
     model.prune_by_percentile()
     apply_weight_sharing(model)
     return model
+
+
+# ---- how long a script takes to answer -------------------------------------------------------------------------------
+
+def cpu_seconds(command, folder):
+    """What a process takes of all cores together; it may fail, as bad input makes it."""
+    before = os.times()
+    subprocess.run([sys.executable, *command], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = os.times()
+    return (after.children_user + after.children_system) - (before.children_user + before.children_system)
+
+
+def benchmark_start(rounds=5):
+    """CPU seconds until an answer that needs no model, beside those of PyTorch alone; medians, in turns."""
+    commands = {'import torch': ['-c', 'import torch']}
+    for script in 'pruning.py', 'weight_share.py', 'huffman_coding.py':
+        for case, arguments in [('--help', ['--help']), ('an argument error', ['--data']),
+                                ('a missing input file', ['--load-model-path', 'missing.ptmodel'])]:
+            commands[f'{script}: {case}'] = [str(ROOT / script), *arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        times = [[cpu_seconds(command, folder) for command in commands.values()] for _ in range(rounds)]
+    medians = dict(zip(commands, np.median(times, axis=0), strict=True))
+    for name, median in medians.items():
+        print(f'{name}: {median:.2f} s of CPU, {median - medians["import torch"]:+.2f} s beside import torch')
 
 
 # ---- the coder against the scaffold's own algorithm ------------------------------------------------------------------
@@ -303,6 +329,8 @@ def main():
     model = load_model(args.model) if args.model else paper_model()
     fc2 = model.fc2.weight.detach().numpy()
     columns, rows = np.nonzero(fc2.T)
+    print('--- Start ---')
+    benchmark_start()
     print('--- The coder ---')
     benchmark_model(model)
     benchmark_stream('fc2 data', fc2[rows, columns])
