@@ -17,8 +17,9 @@ import torch
 
 import util
 from net import command_line
-from net.compact import compact_from_model, model_from_compact
+from net.compact import compact_from_model, live_network_from_compact, model_from_compact
 from net.data import DOWNLOAD_FOLDER, load_images, load_photo, normalize
+from net.export import check_format, export
 from net.files import UserError, one_run_per_folder, replace_file
 from net.huffmancoding import huffman_decode_model, huffman_encode_model, naming
 from net.models import AlexNet, save_model
@@ -29,6 +30,8 @@ SHARED = 'saves/model_after_weight_sharing.ptmodel'
 PRUNED = Path('saves/model_after_retraining.ptmodel')
 SHIPPED = Path(__file__).parent / 'net/pretrained/smallest.dcan'
 CIFAR10_CLASSES = 'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
+
+DECODING = 'from_compact', 'classify', 'export'  # flags that only decode a compact file
 
 EXAMPLES = """\
   python huffman_coding.py --student-id b08902000
@@ -45,17 +48,20 @@ def parse_args(argv=None):
     add('--student-id', type=student_id, metavar='ID', help='write the files to hand in: ID.ptmodel and ID.zip')
     add('--compact', type=command_line.output_file, metavar='FILE', help='write the model as one small file, too')
     add = parser.groups['only decode a compact file'].add_argument
-    add('--from-compact', metavar='FILE', help='the file; without this, --classify takes the one that comes with the '
-        'scripts')
+    add('--from-compact', metavar='FILE', help='the file; without this, --classify and --export take the one that '
+        'comes with the scripts')
     add('--save-model-path', metavar='FILE', help='where to write the model of --from-compact')
     add('--classify', nargs='*', metavar='IMAGE', help='measure its accuracy, if the data is there, and say what these '
         'images show')
+    add('--export', type=export_file, metavar='FILE', help='write its live units as a network for other programs, '
+        'FILE.onnx or FILE.pt2 (torch.export)')
     args = parser.parse_args(argv)
     if args.save_model_path is not None and args.from_compact is None:
         parser.error('--save-model-path goes with --from-compact, got only the first')
-    if args.from_compact is not None and args.save_model_path is None and args.classify is None:
-        parser.error('--from-compact goes with --save-model-path or --classify, got neither')
-    for flag in 'from_compact', 'classify':
+    asked = [args.save_model_path, args.classify, args.export]
+    if args.from_compact is not None and not any(value is not None for value in asked):
+        parser.error('--from-compact goes with --save-model-path, --classify or --export, got none of them')
+    for flag in DECODING:
         for other in 'student_id', 'compact', 'figures', 'load_model_path':
             if getattr(args, flag) is not None and getattr(args, other) != parser.get_default(other):
                 parser.error(f'{command_line.flag(flag)} only decodes a compact file, got {command_line.flag(other)}')
@@ -67,6 +73,15 @@ def student_id(text):
     if not (text.isascii() and text.isalnum()):
         raise argparse.ArgumentTypeError(f'must be letters and digits, got {text!r}')
     return text
+
+
+def export_file(path):
+    """An argparse type: a file in a format that the network can be exported to."""
+    try:
+        check_format(path)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(error) from None
+    return command_line.output_file(path)
 
 
 # ---- compact files ---------------------------------------------------------------------------------------------------
@@ -89,33 +104,37 @@ def write_compact(model, path):
     print(f'{path}: {n_bytes} bytes of {original}, {original / n_bytes:.2f}x, every parameter came back bit for bit')
 
 
-def load_compact(path):
+def load_compact(path, decode=model_from_compact):
     """Read an AlexNet from a compact file; UserError, naming the file, if it is none."""
     with naming(path):
         data = Path(path).read_bytes()
         if zipfile.is_zipfile(path):
             raise UserError('a .ptmodel, expected a compact file: name it with --load-model-path')
-        return model_from_compact(data)
+        return decode(data)
 
 
 def decode_compact(args, device):
-    """All that --from-compact and --classify ask for."""
-    path, photos, images = args.from_compact or SHIPPED, {}, None
-    if args.classify is not None:  # before anything is decoded
-        photos, images = load_for_classify(args)
-    model = load_compact(path).to(device)
+    """All that --from-compact, --classify and --export ask for."""
+    path = args.from_compact or SHIPPED
+    photos = {name: load_photo(name) for name in expand(args.classify or [])}  # before anything is decoded
+    images = None if args.classify is None else find_test_images(args, photos)
+    classes = images.classes if images else CIFAR10_CLASSES if args.from_compact is None else None
+    network = load_compact(path, live_network_from_compact).to(device)
     print(f'{path}: {Path(path).stat().st_size} bytes, decoded')
     if args.save_model_path is not None:
-        save_model(model, args.save_model_path)
+        save_model(load_compact(path).to(device), args.save_model_path)
         print(f'Wrote {args.save_model_path}')
     if images:
-        util.test(model, images=images)
-    classify(model, photos, images.classes if images else CIFAR10_CLASSES if args.from_compact is None else None)
+        util.test(network, images=images)
+    classes = classes or tuple(map(str, range(network.n_classes)))
+    classify(network, photos, classes)
+    if args.export is not None:
+        export(network, classes, args.export)
+        print(f'Wrote {args.export}')
 
 
-def load_for_classify(args):
-    """The photos by their names, and the test images, or None if there are none at the default place."""
-    photos = {name: load_photo(name) for name in expand(args.classify)}
+def find_test_images(args, photos):
+    """The test images, or None if there are none at the default place but some photos to look at."""
     try:
         images = load_images(args.data, train=False, download=False)
     except FileNotFoundError:
@@ -123,11 +142,11 @@ def load_for_classify(args):
             raise UserError(f'--classify needs images to look at, or a test set to measure the accuracy on, '
                             f'got neither: there is none in {args.data!r}') from None
         print(f'There are no images in {args.data!r} to measure the accuracy on')
-        return photos, None
+        return None
     if args.from_compact is None and images.classes != CIFAR10_CLASSES:
         raise UserError(f'{args.data}: the network knows {", ".join(CIFAR10_CLASSES)}, '
                         f'the images are {", ".join(images.classes)}')
-    return photos, images
+    return images
 
 
 def expand(patterns):
@@ -141,9 +160,8 @@ def expand(patterns):
     return paths
 
 
-def classify(model, photos, classes=None):
-    """Print what each of the photos, by its name, shows; without the names of the classes, their numbers."""
-    classes = classes or [str(i) for i in range(model.n_classes)]
+def classify(model, photos, classes):
+    """Print what each of the photos, by its name, shows."""
     device = next(model.parameters()).device
     model.eval()
     for name, photo in photos.items():
@@ -219,7 +237,7 @@ def draw_figures(model, streams, folder):
 def main(argv=None):
     args = parse_args(argv)
     device = command_line.pick_device(args.no_cuda)
-    if args.from_compact is not None or args.classify is not None:
+    if any(getattr(args, flag) is not None for flag in DECODING):
         decode_compact(args, device)
         return
     with one_run_per_folder():

@@ -39,7 +39,7 @@ import torch
 
 from net.files import COMPACT_MAGIC, UserError
 from net.huffmancoding import code_words, huffman_tree, pack_bits, unpack_bits
-from net.models import AlexNet
+from net.models import WIDTHS, AlexNet
 
 VERSION = 1
 ROWS, COLUMNS, SORTED_ROWS = range(3)  # how the non-zeros of a matrix are given
@@ -80,6 +80,30 @@ def compact_from_model(model):
 
 def model_from_compact(data):
     """The bytes of a compact file -> AlexNet, on the CPU. Raises UserError if they are anything else; runs no code."""
+    units, parts = _read(data)
+    model = _empty_model(len(units[-1]))
+    for (_, layer), (inputs, outputs), (weights, biases) in zip(model.layers(), pairwise(units), parts, strict=True):
+        _bits_of(layer.weight)[outputs[:, None], inputs] = weights
+        _bits_of(layer.bias)[outputs] = biases
+    return model
+
+
+def live_network_from_compact(data):
+    """The same with nothing but the units that are stored, the rest of the network is never made.
+
+    Raises UserError also if a layer has none, so that no output depends on the images.
+    """
+    units, parts = _read(data)
+    if not all(map(len, units)):
+        raise UserError('a network in which no path is left from the images to the outputs')
+    network = _empty_model(len(units[-1]), [len(hidden) for hidden in units[1:-1]])
+    for (_, layer), (weights, biases) in zip(network.layers(), parts, strict=True):
+        _bits_of(layer.weight)[:], _bits_of(layer.bias)[:] = weights, biases
+    return network
+
+
+def _read(data):
+    """-> the indices of each layer's stored units, inputs first, and the weights and biases between them, uint32."""
     if data[:4] != COMPACT_MAGIC:
         raise UserError(f'not a compact model: it starts with {data[:4]!r}, expected {COMPACT_MAGIC!r}')
     if data[4:5] != bytes([VERSION]):
@@ -87,21 +111,28 @@ def model_from_compact(data):
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], 'big'):
         raise UserError('the CRC-32 does not fit: the file is damaged or incomplete')
     reader = Reader((unpack_bits(data[5:-4]) + ord('0')).tobytes().decode())
-    model = _empty_model([reader.number() for _ in range(8)])
-    layers = [layer for _, layer in model.layers()]
-    units = [np.arange(3), *(reader.set(len(layer.bias)) for layer in layers[:-1]), np.arange(len(layers[-1].bias))]
-    for layer, (inputs, outputs) in zip(layers, pairwise(units), strict=True):
-        kernel = layer.weight.shape[2:]
-        matrix = np.zeros((len(outputs), kernel.numel() * len(inputs)), np.uint32)
-        alive = reader.alive(*matrix.shape)
-        matrix[alive] = reader.values(np.count_nonzero(alive))
-        if np.count_nonzero(matrix) < np.count_nonzero(alive):
-            raise UserError('zeros among the weights that are not zero')
-        live = matrix.reshape(len(outputs), kernel.numel(), len(inputs)).swapaxes(1, 2)
-        _bits_of(layer.weight)[outputs[:, None], inputs] = live.reshape(len(outputs), len(inputs), *kernel)
-        _bits_of(layer.bias)[outputs] = reader.values(len(outputs))
+    *widths, n_classes = [reader.number() for _ in range(8)]
+    if not 1 <= n_classes <= MAX_CLASSES:
+        raise UserError(f'{n_classes} classes, expected 1 to {MAX_CLASSES}')
+    if widths != list(WIDTHS):
+        raise UserError(f'layers of {widths} units, expected {list(WIDTHS)}')
+    units = [np.arange(3), *map(reader.set, WIDTHS), np.arange(n_classes)]
+    with torch.device('meta'):  # shapes only
+        kernels = [layer.weight.shape[2:] for _, layer in AlexNet().layers()]
+    parts = [_read_layer(reader, len(outputs), len(inputs), kernel)
+             for kernel, (inputs, outputs) in zip(kernels, pairwise(units), strict=True)]
     reader.finish()
-    return model
+    return units, parts
+
+
+def _read_layer(reader, n_outputs, n_inputs, kernel):
+    matrix = np.zeros((n_outputs, kernel.numel() * n_inputs), np.uint32)
+    alive = reader.alive(*matrix.shape)
+    matrix[alive] = reader.values(np.count_nonzero(alive))
+    if np.count_nonzero(matrix) < np.count_nonzero(alive):
+        raise UserError('zeros among the weights that are not zero')
+    weights = matrix.reshape(n_outputs, kernel.numel(), n_inputs).swapaxes(1, 2)
+    return weights.reshape(n_outputs, n_inputs, *kernel), reader.values(n_outputs)
 
 
 def stored_units(model):
@@ -119,16 +150,10 @@ def _bits_of(param):
     return param.detach().cpu().numpy().view(np.uint32)
 
 
-def _empty_model(widths):
-    """An AlexNet of zeros with these numbers of units; UserError if it has others."""
-    n_classes = widths[-1]
-    if not 1 <= n_classes <= MAX_CLASSES:
-        raise UserError(f'{n_classes} classes, expected 1 to {MAX_CLASSES}')
+def _empty_model(n_classes, widths=WIDTHS):
+    """An AlexNet of zeros."""
     with torch.device('meta'):  # shapes only, and no random numbers
-        model = AlexNet(n_classes)
-    expected = [len(layer.bias) for _, layer in model.layers()]
-    if widths != expected:
-        raise UserError(f'layers of {widths} units, expected {expected}')
+        model = AlexNet(n_classes, widths)
     model = model.to_empty(device='cpu')
     for param in model.parameters():
         param.data.zero_()

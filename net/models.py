@@ -6,20 +6,26 @@ from torch import nn
 from net.files import UserError, load_archive, save_archive
 from net.prune import PruningModule
 
+WIDTHS = 64, 192, 384, 256, 256, 4096, 4096  # units of the hidden layers
+
 
 class AlexNet(PruningModule):
-    """AlexNet for 3x32x32 images: five convolutions, three fully connected layers, log-probabilities out."""
+    """AlexNet for 3x32x32 images: five convolutions, three fully connected layers, log-probabilities out.
 
-    def __init__(self, n_classes=10):
+    `widths` are other than those of the homework only where a pruned network is to run with its live units alone.
+    """
+
+    def __init__(self, n_classes=10, widths=WIDTHS):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=5)
-        self.conv2 = nn.Conv2d(64, 192, kernel_size=5, padding=2)
-        self.conv3 = nn.Conv2d(192, 384, kernel_size=3, padding=1)
-        self.conv4 = nn.Conv2d(384, 256, kernel_size=3, padding=1)
-        self.conv5 = nn.Conv2d(256, 256, kernel_size=3, padding=1)
-        self.fc1 = nn.Linear(256, 4096)
-        self.fc2 = nn.Linear(4096, 4096)
-        self.fc3 = nn.Linear(4096, n_classes)
+        conv1, conv2, conv3, conv4, conv5, fc1, fc2 = widths
+        self.conv1 = nn.Conv2d(3, conv1, kernel_size=11, stride=4, padding=5)
+        self.conv2 = nn.Conv2d(conv1, conv2, kernel_size=5, padding=2)
+        self.conv3 = nn.Conv2d(conv2, conv3, kernel_size=3, padding=1)
+        self.conv4 = nn.Conv2d(conv3, conv4, kernel_size=3, padding=1)
+        self.conv5 = nn.Conv2d(conv4, conv5, kernel_size=3, padding=1)
+        self.fc1 = nn.Linear(conv5, fc1)
+        self.fc2 = nn.Linear(fc1, fc2)
+        self.fc3 = nn.Linear(fc2, n_classes)
         for param in self.parameters():  # among 20 million draws some may be exactly 0.0, which would mean pruned
             param.data[param.data == 0] = torch.finfo(param.dtype).tiny
 

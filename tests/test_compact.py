@@ -14,7 +14,9 @@ from net.compact import (
     canonical_words,
     code_lengths,
     compact_from_model,
+    live_network_from_compact,
     model_from_compact,
+    stored_units,
 )
 from net.files import COMPACT_MAGIC
 from net.huffmancoding import pack_bits
@@ -210,6 +212,22 @@ def test_values_that_are_not_finite_are_refused(parameter):
         compact_from_model(model)
 
 
+def test_the_stored_units_alone_are_a_network_that_computes_the_same():
+    model = sparse_model(n_kept=3000)
+    data, pixels = compact_from_model(model), torch.randn(4, 3, 32, 32)
+    network = live_network_from_compact(data)
+    assert [len(layer.bias) for _, layer in network.layers()] == [len(units) for units in stored_units(model)[1:]]
+    assert torch.allclose(network.eval()(pixels), model.eval()(pixels), atol=1e-5)
+
+
+def test_a_network_of_nothing_but_zeros_has_no_live_units():
+    model = sparse_model()
+    for param in model.parameters():
+        param.data.zero_()
+    with pytest.raises(ValueError, match='no path is left from the images to the outputs'):
+        live_network_from_compact(compact_from_model(model))
+
+
 # ---- damaged files ---------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
@@ -245,7 +263,7 @@ def file_of(text):
     (lambda data: file_of('0001'), '4 bits are left where 7 are expected'),
     (lambda data: file_of('1' * 8), '0 classes, expected 1 to 10000'),
     (lambda data: file_of('1' * 7 + put('number', 10_001)), '10001 classes, expected 1 to 10000'),
-    (lambda data: file_of('1' * 7 + put('number', 10)), r'layers of \[0, 0, .*10\] units, expected \[64, 192, '),
+    (lambda data: file_of('1' * 7 + put('number', 10)), r'layers of \[0, 0, .*0\] units, expected \[64, 192, '),
     (lambda data: file_of(WIDTHS + put('number', 65)), '65 positions out of 64'),
     (lambda data: file_of(WIDTHS + put('number', 64) + put('number', 33)), 'numbers of up to 33 bits, expected 1 to'),
     (lambda data: file_of(WIDTHS + put('number', 64) + put('number', 2)), 'no number of up to 32 bits'),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from networks import Sequential
 from torch import nn
 
-from net.live import live_part, live_units, remove_dead_weights, sort_units
+from net.live import live_network, live_part, live_units, remove_dead_weights, sort_units
 from net.models import AlexNet
 from net.prune import PruningModule
 from net.quantization import codebooks_as_parameters
@@ -164,6 +164,17 @@ def test_the_live_part_is_small_and_computes_the_same():
         assert sum(param.numel() for param in model.parameters()) < 500_000  # of 20 million
         assert torch.allclose(model(pixels), outputs, atol=1e-5)
     assert torch.equal(model(pixels), outputs)
+
+
+def test_the_live_units_are_a_network_of_their_own_that_computes_the_same():
+    model = sparse_alexnet(0)
+    before, pixels = copy.deepcopy(model), torch.randn(8, 3, 32, 32)
+    network = live_network(model).eval()
+    assert [layer.bias.numel() for _, layer in network.layers()] == [len(units) for units in live_units(model)[1:]]
+    assert sum(param.numel() for param in network.parameters()) < 600_000  # of 20 million
+    assert torch.allclose(network(pixels), model(pixels), atol=1e-5)
+    network.conv1.weight.data.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
 
 
 def test_units_are_sorted_by_their_first_weight_and_dead_ones_come_last():

@@ -1,0 +1,59 @@
+"""The live network for other programs: ONNX, or PyTorch's own format, which loads without this repository.
+
+Both take pixels, uint8 (n, 3, 32, 32), RGB, 0 to 255, any n, and give log-probabilities, float32 (n, classes). The file
+says so itself, and names the classes.
+"""
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from net.data import SIZE, normalize
+from net.files import UserError, replace_file
+
+FORMATS = '.onnx', '.pt2'
+CONTRACT = {'input': 'pixels: uint8 (n, 3, 32, 32), RGB, 0 to 255', 'output': 'log-probabilities: float32 (n, classes)'}
+
+
+class FromPixels(nn.Module):
+    """A network that takes pixels as they are in an image file."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels):
+        """uint8 (n, 3, 32, 32) -> log-probabilities (n, n_classes), float32."""
+        return self.network(normalize(pixels))
+
+
+def check_format(path):
+    """Raise UserError if there is no such format, or if it needs packages that are not installed."""
+    if Path(path).suffix not in FORMATS:
+        raise UserError(f'must end in {" or ".join(FORMATS)}, got {path}')
+    missing = [name for name in ('onnx', 'onnxscript') if importlib.util.find_spec(name) is None]
+    if Path(path).suffix == '.onnx' and missing:
+        raise UserError(f'{path} needs packages that are not installed: pip install {" ".join(missing)}')
+
+
+def export(network, classes, path):
+    """Write the network in the format that the name ends in, with its contract and the names of its classes."""
+    check_format(path)
+    example = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
+    program = torch.export.export(FromPixels(network.cpu()).eval(), (example,),
+                                  dynamic_shapes={'pixels': {0: torch.export.Dim('n', min=1)}})
+    contract = {**CONTRACT, 'classes': json.dumps(list(classes))}
+    data = io.BytesIO()
+    if Path(path).suffix == '.pt2':
+        torch.export.save(program, data, extra_files=contract)
+    else:
+        onnx_model = torch.onnx.export(program, input_names=['pixels'], output_names=['log_probabilities'], dynamo=True,
+                                       verbose=False).model_proto
+        for name, text in contract.items():
+            onnx_model.metadata_props.add(key=name, value=text)
+        data.write(onnx_model.SerializeToString())
+    with replace_file(path) as file:
+        file.write(data.getbuffer())
