@@ -1,9 +1,10 @@
-"""Pruning: weights below a threshold become exactly zero (Han et al. 2016, section 2).
+"""Pruning: weights below a threshold become exactly zero (Han et al. 2016, section 2), or whole units do.
 
 A criterion is one function of a layer's weights, and stands in `CRITERIA`: it tells either the threshold that fits a
 goal of the layer, or a score for each weight, by which all layers share one budget.
 """
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -65,10 +66,31 @@ class PruningModule(nn.Module):
             raise UserError(f'number of weights to keep must be at least 1, got {keep}')
         scores = {name: CRITERIA[criterion](_finite_weights(name, layer)) / (fc_cost if layer.weight.dim() == 2 else 1)
                   for name, layer in self.layers()}
-        pooled = torch.cat(list(scores.values()))
-        n_pruned = len(pooled) - min(keep, len(pooled))
-        lowest = pooled.kthvalue(n_pruned + 1).values if n_pruned < len(pooled) else math.inf
+        lowest = _lowest_kept(scores.values(), keep)
         return {name: int((score >= lowest).sum()) for name, score in scores.items()}
+
+    def prune_units(self, keep):
+        """Remove, in place, all hidden units but the `keep` with the highest scores: their weights and their biases.
+
+        The size of a unit is the product of the norms of its incoming and its outgoing weights. A ReLU unit can be
+        scaled up in front and down behind: neither what the network computes nor this product changes. The score is
+        LAMP's, with sizes in place of weights. So layers compare, and none ends empty: the largest unit of each has the
+        highest score there is. Of units of equal size the first stay. Units of size 0, which receive nothing or are not
+        read, go in any case.
+        Raises UserError unless `keep` is at least the number of hidden layers, or if a weight is not finite.
+        """
+        pairs = list(pairwise(self.layers()))  # each layer with the one that reads its units
+        if keep < len(pairs):
+            raise UserError(f'number of units to keep must be at least {len(pairs)}, one for each layer, got {keep}')
+        sizes = [_norms(_finite_weights(*layer)) * _norms(_finite_weights(*following).transpose(0, 1))
+                 for layer, following in pairs]
+        scores = [lamp_scores(size) for size in sizes]
+        lowest = _lowest_kept(scores, keep)
+        for ((_, layer), (_, following)), size, score in zip(pairs, sizes, scores, strict=True):
+            removed = size.argsort(descending=True, stable=True)[int((score >= lowest).sum()):]
+            layer.weight.data[removed] = 0
+            layer.bias.data[removed] = 0
+            following.weight.data[:, removed] = 0
 
     def _prune_layers(self, thresholds):
         layers = dict(self.layers())
@@ -121,6 +143,18 @@ CRITERIA = {
     'std': std_threshold,  # the same
     'lamp': lamp_scores,  # weights -> scores, for a budget
 }
+
+
+def _lowest_kept(scores, keep):
+    """The lowest of the `keep` highest of all the scores, several tensors; infinite if there are none."""
+    pooled = torch.cat(list(scores))
+    n_pruned = len(pooled) - min(keep, len(pooled))
+    return pooled.kthvalue(n_pruned + 1).values if n_pruned < len(pooled) else math.inf
+
+
+def _norms(weights):
+    """(n, ...) -> the norm of each of the n parts, (n,)."""
+    return weights.flatten(1).norm(dim=1)
 
 
 def _kth(values, k):

@@ -32,7 +32,12 @@ import plain_coder  # noqa: E402
 
 import pruning  # noqa: E402
 from net import huffmancoding  # noqa: E402
-from net.compact import code_lengths, compact_from_model, model_from_compact  # noqa: E402
+from net.compact import (  # noqa: E402
+    code_lengths,
+    compact_from_model,
+    live_network_from_compact,
+    model_from_compact,
+)
 from net.data import Images, batches  # noqa: E402
 from net.live import live_part, remove_dead_weights  # noqa: E402
 from net.models import AlexNet, load_model  # noqa: E402
@@ -321,6 +326,49 @@ def benchmark_live_part(n_kept=15_000, batch_size=256, n_steps=10, rounds=3):
           f'({n_live} parameters) {live_ms:.0f} ms: {dense_ms / live_ms:.1f}x')
 
 
+# ---- the live units alone --------------------------------------------------------------------------------------------
+
+FIRST_PREDICTION = """
+import sys, time
+from pathlib import Path
+import torch
+from net import command_line, compact
+start = time.perf_counter()
+network = getattr(compact, sys.argv[1])(Path(sys.argv[2]).read_bytes()).eval()
+with torch.inference_mode():
+    network(torch.zeros(1, 3, 32, 32))
+print(f'{time.perf_counter() - start:.3f} s to the first prediction, peak memory of the process', end=' ')
+with torch.inference_mode():
+    network(torch.zeros(256, 3, 32, 32))
+print(command_line.peak_memory())
+"""
+
+
+def milliseconds(network, pixels, n_runs=10):
+    with torch.inference_mode():
+        network(pixels)
+        start = time.perf_counter()
+        for _ in range(n_runs):
+            network(pixels)
+    return (time.perf_counter() - start) / n_runs * 1e3
+
+
+def benchmark_live_network(path, rounds=5):
+    """The network of a compact file, whole and its live units alone, in turns, the best of each."""
+    data = path.read_bytes()
+    networks = [decode(data).eval() for decode in (model_from_compact, live_network_from_compact)]
+    sizes = [sum(4 * param.numel() for param in network.parameters()) / 1e6 for network in networks]
+    print(f'{path.name}: parameters of the whole network {sizes[0]:.2f} MB, of its live units {sizes[1]:.2f} MB')
+    for batch_size in 1, 256:
+        pixels = torch.randn(batch_size, 3, 32, 32)
+        whole, live = np.min([[milliseconds(network, pixels) for network in networks] for _ in range(rounds)], axis=0)
+        print(f'{path.name}: batch of {batch_size}: whole {whole:.2f} ms, live {live:.2f} ms: {whole / live:.1f}x')
+    for decode in model_from_compact, live_network_from_compact:
+        done = subprocess.run([sys.executable, '-c', FIRST_PREDICTION, decode.__name__, path], cwd=ROOT,
+                              capture_output=True, text=True, check=True)
+        print(f'{path.name}: {decode.__name__}: {done.stdout.strip()}')
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', help='pruned and shared model')
@@ -337,6 +385,8 @@ def main():
     benchmark_stream('fc2 indices', rows.astype(np.int32))
     print('--- The compact file ---')
     benchmark_compact(model_from_compact(COMPACT.read_bytes()))
+    print('--- The live units alone ---')
+    benchmark_live_network(COMPACT)
     print('--- A training step ---')
     for pruned in (False, True):
         benchmark_step(pruned)

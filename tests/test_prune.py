@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from net import prune
+from net.live import live_part, live_units
+from net.models import AlexNet
 from net.prune import PruningModule, count_threshold, fraction_to_keep, weights_to_keep
 
 
@@ -229,3 +232,92 @@ def test_a_budget_falls_on_the_same_course_to_its_goal(start, goal, step, n_step
 ])
 def test_the_fraction_to_keep_falls_on_a_geometric_cubic_schedule(start, goal, step, n_steps, expected):
     assert fraction_to_keep(start, goal, step, n_steps) == pytest.approx(expected, rel=1e-12)
+
+
+# ---- units -----------------------------------------------------------------------------------------------------------
+
+class Chain(PruningModule):
+    """Two hidden layers: units of size 4, 3 and 2, then 2 and 1; LAMP scores 1, 9/25 and 4/29, then 1 and 1/5."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 1)
+        self.fc1.weight.data = torch.tensor([[4., 0.], [0., 1.], [0.3, -0.4]])  # norms 4, 1, 0.5
+        self.fc2.weight.data = torch.tensor([[0., -3., 4.], [1., 0., 0.]])  # of the columns 1, 3, 4; of the rows 5, 1
+        self.fc3.weight.data = torch.tensor([[0.4, -1.]])
+        for _, layer in self.layers():
+            layer.bias.data.fill_(0.5)
+
+    def forward(self, x):
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
+
+
+def units_with_bias(model):
+    return [layer.bias.nonzero()[:, 0].tolist() for _, layer in model.layers()]
+
+
+@pytest.mark.parametrize('keep, expected', [
+    (9, [[0, 1, 2], [0, 1]]), (5, [[0, 1, 2], [0, 1]]), (4, [[0, 1], [0, 1]]), (3, [[0, 1], [0]]), (2, [[0], [0]])])
+def test_units_go_in_the_order_of_their_scores_over_all_hidden_layers(keep, expected):
+    model = Chain()
+    model.prune_units(keep)
+    assert units_with_bias(model) == [*expected, [0]]
+
+
+def test_a_pruned_unit_loses_its_bias_and_its_weights_in_front_and_behind_and_others_lose_nothing():
+    model = Chain()
+    model.prune_units(3)
+    assert model.fc1.weight.equal(torch.tensor([[4., 0.], [0., 1.], [0., 0.]]))
+    assert model.fc2.weight.equal(torch.tensor([[0., -3., 0.], [0., 0., 0.]]))
+    assert model.fc3.weight.equal(torch.tensor([[0.4, 0.]])) and model.fc3.bias.tolist() == [0.5]
+    assert not any(param[param == 0].signbit().any() for param in model.parameters())
+
+
+def test_a_unit_scaled_up_in_front_and_down_behind_has_the_same_score():
+    """Those that read it receive less, and have another one."""
+    model, scaled = Chain(), Chain()
+    scaled.fc1.weight.data[2] *= 1024
+    scaled.fc1.bias.data[2] *= 1024
+    scaled.fc2.weight.data[:, 2] /= 1024
+    x = torch.randn(8, 2)
+    assert scaled(x).equal(model(x))
+    model.prune_units(4)
+    scaled.prune_units(4)
+    assert units_with_bias(scaled) == units_with_bias(model) == [[0, 1], [0, 1], [0]] and scaled(x).equal(model(x))
+
+
+def test_scaling_a_whole_layer_changes_no_score():
+    model = Chain()
+    model.fc1.weight.data /= 1e6
+    model.prune_units(3)
+    assert units_with_bias(model) == [[0, 1], [0], [0]]
+
+
+def test_of_equal_units_the_first_stay_and_units_without_weights_go():
+    model = Chain()
+    for _, layer in model.layers():
+        layer.weight.data.fill_(1)
+    model.fc1.weight.data[0] = 0
+    model.prune_units(3)  # scores of 1/2 and 1, then 1/2 and 1: the three highest cannot be told from all four
+    assert units_with_bias(model) == [[1, 2], [0, 1], [0]]
+    model.prune_units(2)
+    assert units_with_bias(model) == [[1], [0], [0]]
+
+
+def test_fewer_units_than_hidden_layers_are_refused_and_nothing_is_pruned():
+    model = Chain()
+    with pytest.raises(ValueError, match='number of units to keep must be at least 2, one for each layer, got 1'):
+        model.prune_units(1)
+    assert units_with_bias(model) == [[0, 1, 2], [0, 1], [0]]
+
+
+def test_no_layer_of_an_alexnet_is_emptied_and_its_live_part_computes_the_same():
+    torch.manual_seed(0)
+    model, pixels = AlexNet(), torch.randn(4, 3, 32, 32)
+    for keep in 300, 7:
+        model.prune_units(keep)
+        outputs, hidden = model(pixels), live_units(model)[1:-1]
+        assert sum(map(len, hidden)) == keep and min(map(len, hidden)) >= 1
+        with live_part(model):
+            assert sum(len(layer.bias) for _, layer in model.layers()) == keep + 10
+            assert torch.allclose(model(pixels), outputs, atol=1e-5)
