@@ -23,7 +23,7 @@ from net.checkpoint import PATH, Checkpoint
 from net.command_line import number
 from net.data import Images, batches
 from net.files import UserError, one_run_per_folder
-from net.live import count_alive, count_hidden_units, live_part, remove_dead_weights, state_like
+from net.live import count_alive, count_hidden_units, live_part, live_units, remove_dead_weights, state_like
 from net.models import AlexNet, load_model, save_model
 from net.prune import CRITERIA, fraction_to_keep, number_to_keep, percentile_threshold
 
@@ -231,7 +231,7 @@ def make_optimizer(model, lr, weight_decay, args):
 
 def prune_gradually(model, images, args, checkpoint=None):
     """Prune in steps, in place, with an epoch of training between two of them; one step is one-shot pruning."""
-    start = {name: int(torch.count_nonzero(layer.weight)) for name, layer in model.layers()}
+    start = {name: count_nonzeros(layer) for name, layer in model.layers()}
     start_units = count_hidden_units(model)
     optimizer = make_optimizer(model, args.prune_lr, args.weight_decay, args)
     scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # warm-up, then --prune-lr
@@ -250,6 +250,10 @@ def prune_gradually(model, images, args, checkpoint=None):
                                    args.crop == 'always')
             if checkpoint:
                 checkpoint.save(model, optimizer, scheduler, step, loss)
+
+
+def count_nonzeros(layer):
+    return int(torch.count_nonzero(layer.weight))
 
 
 def prune(model, args, step, start):
@@ -359,10 +363,13 @@ def retrain(run):
     save_model(run.model, 'saves/model_after_retraining.ptmodel')
     run.report('accuracy_after_retraining', run.model)
     print('--- After Retraining ---')
-    util.print_nonzeros(run.model, run.args.log)
-    if run.args.figures:
+    util.print_nonzeros(run.model, args.log)
+    if args.figures:
         from net import figures
-        print('Wrote', figures.draw_history(run.checkpoint.history, run.shown_name, run.args.figures))
+        print('Wrote', figures.draw_history(run.checkpoint.history, run.shown_name, args.figures))
+        sizes = {name: figures.LayerSize(len(layer.weight), len(outputs), layer.weight.numel(), count_nonzeros(layer))
+                 for (name, layer), outputs in zip(run.model.layers(), live_units(run.model)[1:], strict=True)}
+        print('Wrote', figures.draw_network(sizes, args.figures))
 
 
 def new_model(args, n_classes):
@@ -378,7 +385,7 @@ def new_model(args, n_classes):
 
 def check_budget(model, args):
     """Raise UserError if the model has fewer weights than are to be kept."""
-    n_weights = sum(int(torch.count_nonzero(layer.weight)) for _, layer in model.layers())
+    n_weights = sum(count_nonzeros(layer) for _, layer in model.layers())
     if args.keep is not None and args.keep > n_weights:
         raise UserError(f'--keep must be at most the {n_weights} weights of the network, got {args.keep}')
 

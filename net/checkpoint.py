@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from net.files import UserError, load_archive, save_archive
-from net.live import count_alive
+from net.live import count_alive, count_hidden_units
 
 PATH = Path('saves/checkpoint.pt')
 FIELDS = {'script': str, 'arguments': dict, 'phase': str, 'epoch': int, 'start_id': str, 'model': dict,
@@ -25,8 +25,8 @@ class Checkpoint:
     of the phase and `save` after each of them, and `finish` when the result is in its place.
 
     Attributes:
-        history: a dictionary for each epoch so far, with phase, epoch, loss, alive (parameters that are not zero) and
-            accuracy, in percent.
+        history: a dictionary for each epoch so far, with phase, epoch, loss, alive (parameters that are not zero),
+            units (hidden ones in use) and accuracy, in percent.
         accuracy: called with the model after each epoch, if it is not None: the accuracy for the history.
     """
 
@@ -86,6 +86,7 @@ class Checkpoint:
             save_archive({'id': self._start_id, 'model': self._start}, self._start_path(self.phase))
             self._start = None
         self.history.append({'phase': self.phase, 'epoch': epoch, 'loss': loss, 'alive': count_alive(model),
+                             'units': count_hidden_units(model),
                              'accuracy': self.accuracy(model) if self.accuracy else None})
         cuda = torch.cuda.get_rng_state_all() if next(model.parameters()).is_cuda else []
         save_archive({
