@@ -124,7 +124,7 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(uninterrupted):
     Path(shared).symlink_to(uninterrupted / shared)
     for command, moment, message in [
             (PRUNING, '--- Initial training', 'there is nothing to resume'),
-            (PRUNING, 'Epoch 2/3', 'the same command with --resume (in place of --restart) goes on from saves/checkpoint.pt'),
+            (PRUNING, 'Epoch 2/3', 'the same command with --resume goes on from saves/checkpoint.pt'),
             (ENCODING, '--- Accuracy before', 'there is nothing to resume')]:
         assert stop_at(moment, command, signal.SIGINT) == (130, f'interrupted: {message}\n')
 
