@@ -19,6 +19,8 @@ from net.models import AlexNet, save_model
 SCRIPTS = {'pruning': pruning, 'weight_share': weight_share, 'huffman_coding': huffman_coding}
 DIGITS = ['--data', 'digits', '--no-cuda']
 
+pytestmark = pytest.mark.usefixtures('small_runs')
+
 BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what the line says
     ('pruning', '--log missing/log.txt', '--log: must be a file in an existing folder, got missing/log.txt'),
     ('pruning', '--log .', '--log: must be a file in an existing folder, got .'),
@@ -78,10 +80,11 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('huffman_coding', '--student-id=', "--student-id: must be letters and digits, got ''"),
     ('huffman_coding', '--student-id 學號', "--student-id: must be letters and digits, got '學號'"),
     ('huffman_coding', '--compact missing/z', '--compact: must be a file in an existing folder, got missing/z'),
-    ('huffman_coding', '--from-compact x', '--from-compact goes with --save-model-path or --classify, got neither'),
+    ('huffman_coding', '--from-compact x', 'goes with --save-model-path, --classify or --export, got none of them'),
     ('huffman_coding', '--save-model-path y', '--save-model-path goes with --from-compact, got only the first'),
     ('huffman_coding', '--from-compact x --save-model-path y --compact z', 'only decodes a compact file, got'),
     ('huffman_coding', '--from-compact x --save-model-path y --student-id x', 'only decodes a compact file, got'),
+    ('huffman_coding', '--export x.txt', '--export: must end in .onnx or .pt2, got x.txt'),
     ('huffman_coding', '--classify x.png --figures figures', '--classify only decodes a compact file, got --figures'),
     ('huffman_coding', '--classify x.png --load-model-path y', 'only decodes a compact file, got --load-model-path'),
 ]
@@ -150,13 +153,13 @@ def other_classes():
 
 def truncated():
     save_model(AlexNet(), 'model.ptmodel')
-    os.truncate('model.ptmodel', 40_000_000)
+    os.truncate('model.ptmodel', 3_000_000)
 
 
 def one_byte_flipped():
     save_model(AlexNet(), 'model.ptmodel')
     data = bytearray(Path('model.ptmodel').read_bytes())
-    data[40_000_000] ^= 1
+    data[3_000_000] ^= 1
     Path('model.ptmodel').write_bytes(data)
 
 
@@ -171,10 +174,10 @@ BAD_INPUTS = [  # script, what is there, arguments, what the line says
      r'^error: images.(train|test).cat.1.png: not a readable image'),
     ('pruning', [good_model, only_other_classes], IMAGES,
      '^error: images: train/ and test/ must hold the same classes, only one has cat, dog'),
-    ('pruning', [good_model], f'{MODEL} --validation 1437',
-     '^error: --validation must be less than the 1437 training images of digits, got 1437'),
+    ('pruning', [good_model], f'{MODEL} --validation 20',
+     '^error: --validation must be less than the 20 training images of digits, got 20'),
     ('pruning', [good_model], f'{MODEL} --keep 99999999',
-     '--keep must be at most the 20335296 weights of the network, got 99999999'),
+     '--keep must be at most the 1360576 weights of the network, got 99999999'),
     ('weight_share', [], MODEL, '^error: model.ptmodel: no such file, expected a .ptmodel of an AlexNet'),
     ('weight_share', [state_dict], MODEL,
      '^error: model.ptmodel: holds a OrderedDict, expected a whole net.models.AlexNet'),
