@@ -23,18 +23,22 @@ from net.checkpoint import PATH, Checkpoint
 from net.command_line import number
 from net.data import Images, batches
 from net.files import UserError, one_run_per_folder
-from net.live import count_alive, live_part, remove_dead_weights, state_like
+from net.live import count_alive, count_hidden_units, live_part, remove_dead_weights, state_like
 from net.models import AlexNet, load_model, save_model
-from net.prune import CRITERIA, fraction_to_keep, percentile_threshold, weights_to_keep
+from net.prune import CRITERIA, fraction_to_keep, number_to_keep, percentile_threshold
 
 # Defaults of flags, chosen on 5,000 held-out training images.
 RECIPES = {
     # The highest compression rate above 60 % accuracy: many small pruning steps, then a long training of what is left.
-    'ranking': {'epochs': 8, 'prune': 'lamp', 'keep': 4200, 'fc_cost': 6, 'prune_steps': 40,
-                'retrain_epochs': 160, 'retrain_lr': 5e-3, 'crop': 'first'},
+    'ranking': {'optimizer': 'adam', 'schedule': 'one-cycle', 'batch_size': 256, 'crop': 'first',
+                'start_units': None, 'epochs': 8, 'lr': 1e-3, 'weight_decay': 0,
+                'prune': 'lamp', 'keep': 4200, 'keep_units': None, 'fc_cost': 6, 'prune_steps': 40, 'prune_lr': 1e-3,
+                'retrain_epochs': 160, 'retrain_lr': 5e-3, 'retrain_weight_decay': 0},
     # Han et al. 2016: prune once, at the rates of Table 4.
-    'paper': {'epochs': 20, 'prune': 'percentile', 'keep': None, 'fc_cost': 1, 'prune_steps': 1,
-              'retrain_epochs': 12, 'retrain_lr': 1e-3, 'crop': 'always'},
+    'paper': {'optimizer': 'adam', 'schedule': 'one-cycle', 'batch_size': 256, 'crop': 'always',
+              'start_units': None, 'epochs': 20, 'lr': 1e-3, 'weight_decay': 0,
+              'prune': 'percentile', 'keep': None, 'keep_units': None, 'fc_cost': 1, 'prune_steps': 1, 'prune_lr': 1e-3,
+              'retrain_epochs': 12, 'retrain_lr': 1e-3, 'retrain_weight_decay': 0},
 }
 GOALS = {'percentile': 'rates', 'std': 'sensitivity'}  # criterion -> its flag; a budget, --keep, for all others
 
@@ -59,6 +63,8 @@ def parse_args(argv=None):
         parser.error(f'--prune {criterion} needs --keep, got --recipe {recipe} without it')
     if criterion == 'std' and (given.prune_steps or 1) > 1:
         parser.error(f'--prune std prunes once, got --prune-steps {given.prune_steps}')
+    if given.start_units is not None and given.load_model_path is not None:
+        parser.error('--start-units goes with a first training, got --load-model-path')
     parser.set_defaults(**RECIPES[recipe], recipe=recipe)
     args = parser.parse_args(argv)
     args.prune, args.rates = criterion, args.rates or {}
@@ -73,14 +79,16 @@ def goal_of(criterion):
     return GOALS.get(criterion, 'keep')
 
 
+def of_recipe(name):
+    """The defaults of a flag, for its help."""
+    values = [f'{recipe}: {defaults[name]}' for recipe, defaults in RECIPES.items() if defaults[name] is not None]
+    return f'({", ".join(values)})' if values else ''
+
+
 def make_parser():
     parser = command_line.Parser(__doc__, ['data', 'training', 'pruning', 'output'], EXAMPLES)
     command_line.add_common_arguments(parser)
-    command_line.add_training_arguments(parser)
-
-    def of_recipe(name):
-        values = [f'{recipe}: {defaults[name]}' for recipe, defaults in RECIPES.items() if defaults[name] is not None]
-        return f'({", ".join(values)})'
+    command_line.add_training_arguments(parser, {}, of_recipe)
 
     add = parser.groups['data'].add_argument
     add('--load-model-path', metavar='FILE', help='trained model: skips the first training; with --validation, it must '
@@ -88,21 +96,26 @@ def make_parser():
     add = parser.groups['training'].add_argument
     add('--recipe', choices=RECIPES, help='which defaults other flags have (paper if --rates, --sensitivity or --prune '
         'says how to prune, else ranking)')
+    add('--start-units', type=number(int, 7), metavar='N', help='hidden units to begin with, about as many per layer: '
+        f'where few weights will be left, a wide network is not needed {of_recipe("start_units")}')
     add('--epochs', type=number(int, 1), metavar='N', help=f'epochs of the first training {of_recipe("epochs")}')
-    add('--lr', type=number(float, 0), metavar='X', default=1e-3,
-        help='highest learning rate of the first training, and the rate between pruning steps')
+    add('--lr', type=number(float, 0), metavar='X', help=f'its highest learning rate {of_recipe("lr")}')
     add('--crop', choices=['always', 'first'], help='random crops of the images always, or only in the first training: '
         f'a network with few weights left does without {of_recipe("crop")}')
     add('--retrain-epochs', type=number(int, 1), metavar='N',
         help=f'epochs after pruning {of_recipe("retrain_epochs")}')
     add('--retrain-lr', type=number(float, 0), metavar='X',
         help=f'highest learning rate after pruning {of_recipe("retrain_lr")}')
+    add('--retrain-weight-decay', type=number(float, 0), metavar='X',
+        help=f'L2 penalty after pruning {of_recipe("retrain_weight_decay")}')
     add = parser.groups['pruning'].add_argument
     add('--prune', choices=CRITERIA, help='what tells which weights go: a layer-adaptive score under a budget '
         f'(--keep), a percentage (--rates), or the standard deviation, once (--sensitivity) {of_recipe("prune")}')
     goal = parser.groups['pruning'].add_mutually_exclusive_group()
     goal.add_argument('--keep', type=number(int, 1), metavar='N',
                       help=f'weights to keep in all, those with the highest scores {of_recipe("keep")}')
+    add('--keep-units', type=number(int, 7), metavar='N', help='hidden units to keep in all; those with the smallest '
+        f'products of incoming and outgoing weights go in each step {of_recipe("keep_units")}')
     goal.add_argument('--rates', type=parse_rates, metavar='LAYER=PERCENT,...',
                       help='percent of the weights to keep in these layers, and the paper\'s in the others')
     goal.add_argument('--sensitivity', type=number(float, 0), metavar='X',
@@ -112,6 +125,8 @@ def make_parser():
         f'{of_recipe("fc_cost")}')
     add('--prune-steps', type=number(int, 1), metavar='N',
         help=f'reach the goal in N steps, with an epoch of training between two of them {of_recipe("prune_steps")}')
+    add('--prune-lr', type=number(float, 0), metavar='X',
+        help=f'learning rate between the steps, constant after a warm-up {of_recipe("prune_lr")}')
     return parser
 
 
@@ -192,19 +207,24 @@ def pruning_masks(model, optimizer):
     return masks
 
 
-def fit(model, images, epochs, lr, args, crop, checkpoint=None):
-    """Train in place with a fresh Adam; the learning rate has its highest value `lr` early, and ends near zero."""
-    optimizer = make_adam(model, lr, args)
+def fit(model, images, epochs, lr, weight_decay, args, crop, checkpoint=None):
+    """Train in place with a fresh optimizer; the learning rate has its highest value `lr` early, and ends near zero."""
+    optimizer = make_optimizer(model, lr, weight_decay, args)
     n_steps = epochs * math.ceil(len(images.labels) / args.batch_size)
     if args.schedule == 'cosine':
         scheduler = CosineAnnealingLR(optimizer, n_steps)
-    else:  # a short warm-up is enough; OneCycleLR cannot do one of exactly one step
-        scheduler = OneCycleLR(optimizer, lr, n_steps, pct_start=0.1 if n_steps > 10 else 0.3, cycle_momentum=False)
+    else:  # OneCycleLR cannot do a warm-up of exactly one step
+        along, warm_up = {'one-cycle': ('cos', 0.1), 'linear': ('linear', 0.2)}[args.schedule]
+        scheduler = OneCycleLR(optimizer, lr, n_steps, pct_start=warm_up if n_steps > 10 else 0.3,
+                               anneal_strategy=along, cycle_momentum=False)
     train(model, images, optimizer, scheduler, epochs, args.batch_size, args.log_interval, crop, checkpoint)
 
 
-def make_adam(model, lr, args):
-    return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=args.weight_decay, fused=True)
+def make_optimizer(model, lr, weight_decay, args):
+    if args.optimizer == 'sgd':
+        return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay,
+                               fused=True)
+    return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
 # ---- pruning ---------------------------------------------------------------------------------------------------------
@@ -212,10 +232,13 @@ def make_adam(model, lr, args):
 def prune_gradually(model, images, args, checkpoint=None):
     """Prune in steps, in place, with an epoch of training between two of them; one step is one-shot pruning."""
     start = {name: int(torch.count_nonzero(layer.weight)) for name, layer in model.layers()}
-    optimizer = make_adam(model, args.lr, args)
-    scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # warm-up, then --lr
+    start_units = count_hidden_units(model)
+    optimizer = make_optimizer(model, args.prune_lr, args.weight_decay, args)
+    scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # warm-up, then --prune-lr
     done, n_steps = checkpoint.restore(model, optimizer, scheduler) if checkpoint else 0, args.prune_steps
     for step in tqdm(range(done + 1, n_steps + 1), 'Pruning steps', n_steps, initial=done, leave=False, disable=None):
+        if args.keep_units is not None:
+            model.prune_units(number_to_keep(start_units, args.keep_units, step, n_steps))
         with tqdm.external_write_mode():  # the bar makes way for the lines of the thresholds
             prune(model, args, step, start)
         if n_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them
@@ -239,7 +262,7 @@ def prune(model, args, step, start):
         model.prune_by_percentile({name: 100 * fraction_to_keep(alive[name], percent / 100, step, args.prune_steps)
                                    for name, percent in percents.items()})
     else:
-        n_kept = weights_to_keep(sum(start.values()), args.keep, step, args.prune_steps)
+        n_kept = number_to_keep(sum(start.values()), args.keep, step, args.prune_steps)
         model.prune_to_budget(n_kept, args.fc_cost, args.prune)
 
 
@@ -283,7 +306,7 @@ def run_stage(args, header):
     Path('saves').mkdir(exist_ok=True)  # if it cannot be made, better now than after the training
     model = load_model(args.load_model_path, device) if args.load_model_path else None
     images, report_images, title = command_line.load_splits(args, device)
-    model = model or AlexNet(len(images.classes)).to(device)
+    model = model or new_model(args, len(images.classes)).to(device)
     check_budget(model, args)
     shown, shown_name = images_for_figures(args, images, report_images)
     if args.figures:
@@ -306,7 +329,8 @@ def run_stage(args, header):
 
 def train_dense(run):
     print('--- Initial training ---')
-    fit(run.model, run.images, run.args.epochs, run.args.lr, run.args, crop=True, checkpoint=run.checkpoint)
+    with live_part(run.model):
+        fit(run.model, run.images, run.args.epochs, run.args.lr, run.args.weight_decay, run.args, True, run.checkpoint)
     save_model(run.model, 'saves/initial_model.ptmodel')
 
 
@@ -316,7 +340,8 @@ def prune_dense(run):
     util.print_nonzeros(run.model, run.args.log)
     if run.args.figures:
         from net import figures  # matplotlib takes a second to import
-        scan = sensitivity_scan(run.model, run.checkpoint.accuracy)
+        with live_part(run.model):
+            scan = sensitivity_scan(run.model, run.checkpoint.accuracy)
         print('Wrote', figures.draw_sensitivity(scan, run.shown_name, run.args.figures))
     print('--- Pruning ---')
     prune_gradually(run.model, run.images, run.args, run.checkpoint)
@@ -326,10 +351,11 @@ def prune_dense(run):
 
 
 def retrain(run):
+    args = run.args
     print('--- Retraining ---')
     with live_part(run.model):
-        fit(run.model, run.images, run.args.retrain_epochs, run.args.retrain_lr, run.args, run.args.crop == 'always',
-            run.checkpoint)
+        fit(run.model, run.images, args.retrain_epochs, args.retrain_lr, args.retrain_weight_decay, args,
+            args.crop == 'always', run.checkpoint)
     save_model(run.model, 'saves/model_after_retraining.ptmodel')
     run.report('accuracy_after_retraining', run.model)
     print('--- After Retraining ---')
@@ -337,6 +363,17 @@ def retrain(run):
     if run.args.figures:
         from net import figures
         print('Wrote', figures.draw_history(run.checkpoint.history, run.shown_name, run.args.figures))
+
+
+def new_model(args, n_classes):
+    """An AlexNet, or the narrow part of one that --start-units leaves, initialised for that width (He et al. 2015)."""
+    model = AlexNet(n_classes)
+    if args.start_units is not None:
+        model.prune_units(args.start_units)
+        with live_part(model):
+            for _, layer in model.layers():
+                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
+    return model
 
 
 def check_budget(model, args):

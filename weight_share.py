@@ -21,6 +21,8 @@ from pruning import fit
 
 PRUNED = 'saves/model_after_retraining.ptmodel'
 
+DEFAULTS = {'optimizer': 'adam', 'schedule': 'one-cycle', 'weight_decay': 0, 'batch_size': 256}
+
 EXAMPLES = """\
   python weight_share.py --fc-bits 5
   python weight_share.py --bits 4 --fc-bits 3 --bias-bits 4 --sort-units --bfloat16 --save-model-path small.ptmodel"""
@@ -29,7 +31,7 @@ EXAMPLES = """\
 def parse_args(argv=None):
     parser = command_line.Parser(__doc__, ['data', 'training', 'weight sharing', 'output'], EXAMPLES)
     command_line.add_common_arguments(parser)
-    command_line.add_training_arguments(parser)
+    command_line.add_training_arguments(parser, DEFAULTS)
     parser.groups['data'].add_argument('--load-model-path', metavar='FILE', default=PRUNED, help='pruned model')
     add = parser.groups['training'].add_argument
     add('--epochs', type=number(int, 0), metavar='N', default=6,
@@ -95,7 +97,7 @@ def run_stage(args, header):
         print('--- Training the shared values ---')
         util.test(model, device.type == 'cuda', report_images, title, args.test_batch_size)
         with live_part(model), codebooks_as_parameters(model, args.bias_bits is not None, args.moving):
-            fit(model, images, args.epochs, args.lr, args, crop=False, checkpoint=checkpoint)
+            fit(model, images, args.epochs, args.lr, args.weight_decay, args, crop=False, checkpoint=checkpoint)
     if args.bfloat16:
         for param in model.parameters():
             param.data = param.data.bfloat16().float()

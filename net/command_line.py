@@ -59,15 +59,21 @@ def add_common_arguments(parser):
     add('--figures', type=figures_folder, metavar='FOLDER', help='draw figures of the run')
 
 
-def add_training_arguments(parser):
+def add_training_arguments(parser, defaults, note=lambda name: ''):
+    """The flags of a training; `note` says more of the defaults of those that `defaults` may leave out."""
     parser.groups['data'].add_argument(
         '--validation', type=number(int, 1), metavar='N', help='hold N training images out and report on them instead '
         'of the test set; figures show the accuracy on them, and without this on some images that are trained on')
     add = parser.groups['training'].add_argument
-    add('--batch-size', type=number(int, 1), metavar='N', default=256, help='images per training step')
+    add('--optimizer', choices=['adam', 'sgd'], default=defaults.get('optimizer'),
+        help=f'Adam, or SGD with Nesterov momentum {note("optimizer")}')
+    add('--schedule', choices=['one-cycle', 'linear', 'cosine'], default=defaults.get('schedule'), help='learning '
+        f'rate: up and down along a cosine, up and down along lines, or only down {note("schedule")}')
+    add('--weight-decay', type=number(float, 0), metavar='X', default=defaults.get('weight_decay'),
+        help=f'L2 penalty {note("weight_decay")}')
+    add('--batch-size', type=number(int, 1), metavar='N', default=defaults.get('batch_size'),
+        help=f'images per training step {note("batch_size")}')
     add('--test-batch-size', type=number(int, 1), metavar='N', default=1000, help='images per test step')
-    add('--schedule', choices=['one-cycle', 'cosine'], default='one-cycle', help='of the learning rate')
-    add('--weight-decay', type=number(float, 0), metavar='X', default=0, help='L2 penalty')
     add('--seed', type=number(int, 0, 2**63 - 1), metavar='N', default=42, help='random seed')
     add('--log-interval', type=number(int, 1), metavar='N', default=10, help='steps between two shown losses')
     interrupted = parser.groups['training'].add_mutually_exclusive_group()

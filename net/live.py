@@ -18,6 +18,11 @@ def count_alive(model):
     return sum(int(torch.count_nonzero(param)) for _, layer in model.layers() for param in (layer.weight, layer.bias))
 
 
+def count_hidden_units(model):
+    """How many hidden units the next layer reads."""
+    return sum(int(_used_inputs(following).sum()) for _, following in neighbours(model))
+
+
 def neighbours(model):
     """(layer, the one that reads it) for every layer but the last."""
     return pairwise(layer for _, layer in model.layers())

@@ -182,6 +182,6 @@ def fraction_to_keep(start, goal, step, n_steps):
     return start * (goal / start) ** (1 - (1 - step / n_steps) ** 3)
 
 
-def weights_to_keep(start, goal, step, n_steps):
-    """The same for a number of weights: the whole part of what the course leaves, and exactly `goal` in the end."""
+def number_to_keep(start, goal, step, n_steps):
+    """The same for numbers of weights or units: the whole part of what the course leaves, exactly `goal` in the end."""
     return goal if step == n_steps else int(start * fraction_to_keep(1, goal / start, step, n_steps))

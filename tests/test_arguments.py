@@ -62,6 +62,11 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('pruning', '--prune std --rates fc1=9', '--rates goes with --prune percentile, got --prune std'),
     ('pruning', '--prune std --keep 4200', '--keep goes with --prune lamp, got --prune std'),
     ('pruning', '--prune percentile --keep 4200', '--keep goes with --prune lamp, got --prune percentile'),
+    ('pruning', '--start-units 99 --load-model-path x', '--start-units goes with a first training, got --load-model'),
+    ('pruning', '--start-units 6', '--start-units: must be a whole number, at least 7, got 6'),
+    ('pruning', '--keep-units 6', '--keep-units: must be a whole number, at least 7, got 6'),
+    ('pruning', '--prune-lr -1', '--prune-lr: must be a number, at least 0, got -1'),
+    ('pruning', '--retrain-weight-decay -1', '--retrain-weight-decay: must be a number, at least 0, got -1'),
     ('pruning', '--prune lamp --rates fc1=9', '--rates goes with --prune percentile, got --prune lamp'),
     ('pruning', '--rates fc1=9 --fc-cost 6', '--fc-cost goes with --keep, got --prune percentile'),
     ('pruning', '--sensitivity 1 --fc-cost 6', '--fc-cost goes with --keep, got --prune std'),
@@ -84,7 +89,7 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('huffman_coding', '--save-model-path y', '--save-model-path goes with --from-compact, got only the first'),
     ('huffman_coding', '--from-compact x --save-model-path y --compact z', 'only decodes a compact file, got'),
     ('huffman_coding', '--from-compact x --save-model-path y --student-id x', 'only decodes a compact file, got'),
-    ('huffman_coding', '--export x.txt', '--export: must end in .onnx or .pt2, got x.txt'),
+    ('huffman_coding', '--export network.txt', '--export: must end in .onnx or .pt2, got network.txt'),
     ('huffman_coding', '--classify x.png --figures figures', '--classify only decodes a compact file, got --figures'),
     ('huffman_coding', '--classify x.png --load-model-path y', 'only decodes a compact file, got --load-model-path'),
 ]
@@ -109,8 +114,8 @@ def test_a_bad_argument_ends_in_one_line_and_status_2(script, arguments, message
 
 
 # Switches, paths that are looked at later, and choices.
-CHECKED_BY_ARGPARSE_ALONE = set('''--data --no-cuda --load-model-path --recipe --schedule --crop --sort-units --bfloat16
-    --moving --from-compact --save-model-path --classify'''.split())
+CHECKED_BY_ARGPARSE_ALONE = set('''--data --no-cuda --load-model-path --recipe --optimizer --schedule --crop
+    --sort-units --bfloat16 --moving --from-compact --save-model-path --classify'''.split())
 
 
 def test_the_table_knows_every_flag_whose_value_is_checked(capsys):

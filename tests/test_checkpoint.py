@@ -64,6 +64,8 @@ def run_interrupted(run, n_saves, monkeypatch):
     return run(make_checkpoint('test', ['only'], arguments('--resume')))
 
 
+OPTIMIZERS = [['--optimizer', 'adam', '--schedule', 'one-cycle'], ['--optimizer', 'sgd', '--schedule', 'linear']]
+
 CONTEXTS = {
     'live part': lambda model: [live_part(model)],
     'codebooks': lambda model: [live_part(model), codebooks_as_parameters(model)],
@@ -73,9 +75,9 @@ CONTEXTS = {
 
 
 @pytest.mark.parametrize('n_saves', [1, 2])
-@pytest.mark.parametrize('schedule', ['one-cycle', 'cosine'])
+@pytest.mark.parametrize('optimizer', OPTIMIZERS, ids=' '.join)
 @pytest.mark.parametrize('contexts', CONTEXTS.values(), ids=CONTEXTS)
-def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, schedule, n_saves, pruned, images, monkeypatch):
+def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, optimizer, n_saves, pruned, images, monkeypatch):
     def run(checkpoint):
         model = copy.deepcopy(pruned)
         if contexts is not CONTEXTS['live part']:
@@ -84,7 +86,7 @@ def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, schedule, n_
         with ExitStack() as stack:
             for context in contexts(model):
                 stack.enter_context(context)
-            pruning.fit(model, images, 3, 1e-3, arguments('--schedule', schedule), True, checkpoint)
+            pruning.fit(model, images, 3, 1e-3, 1e-4, arguments(*optimizer), True, checkpoint)
         assert [entry['epoch'] for entry in checkpoint.history] == [1, 2, 3]
         checkpoint.finish()
         return [param.detach().clone() for param in model.parameters()]
@@ -122,7 +124,7 @@ def test_a_run_that_was_past_a_phase_skips_it(pruned, images, monkeypatch):
         checkpoint = make_checkpoint('test', ['first', 'second'], arguments())
         assert checkpoint.enter('first', pruned) and checkpoint.enter('second', pruned)
         with live_part(pruned):
-            pruning.fit(copy.deepcopy(pruned), images, 2, 1e-3, arguments(), False, checkpoint)
+            pruning.fit(copy.deepcopy(pruned), images, 2, 1e-3, 1e-4, arguments(), False, checkpoint)
     resumed = make_checkpoint('test', ['first', 'second'], arguments('--resume'))
     model = AlexNet()
     assert not resumed.enter('first', model)
@@ -133,9 +135,9 @@ def test_the_history_holds_accuracies_only_if_they_are_asked_for(pruned, images)
     checkpoint = make_checkpoint('test', ['only'], arguments())
     checkpoint.enter('only', pruned)
     model = copy.deepcopy(pruned)
-    pruning.fit(model, images, 1, 1e-3, arguments(), False, checkpoint)
+    pruning.fit(model, images, 1, 1e-3, 1e-4, arguments(), False, checkpoint)
     checkpoint.accuracy = lambda model: 12.5
-    pruning.fit(model, images, 1, 1e-3, arguments(), False, checkpoint)
+    pruning.fit(model, images, 1, 1e-3, 1e-4, arguments(), False, checkpoint)
     assert [entry['accuracy'] for entry in checkpoint.history] == [None, 12.5]
     assert all(entry['phase'] == 'only' and entry['loss'] > 0 and entry['alive'] > 500 for entry in checkpoint.history)
 
@@ -147,7 +149,7 @@ def written(pruned):
     """A checkpoint of an interrupted run of pruning.py, and what is in it."""
     checkpoint = make_checkpoint('pruning.py', pruning.PHASES, arguments())
     checkpoint.enter('pruning', pruned)
-    optimizer = pruning.make_adam(pruned, 1e-3, arguments())
+    optimizer = pruning.make_optimizer(pruned, 1e-3, 1e-4, arguments())
     checkpoint.save(pruned, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer), 1, 2.5)
     return torch.load(PATH, weights_only=True)
 
@@ -196,7 +198,7 @@ def test_a_checkpoint_that_was_tampered_with_is_refused_by_name(change, message,
         model = AlexNet()
         checkpoint = make_checkpoint('pruning.py', pruning.PHASES, arguments('--resume'))
         checkpoint.enter('pruning', model)
-        optimizer = pruning.make_adam(model, 1e-3, arguments())
+        optimizer = pruning.make_optimizer(model, 1e-3, 1e-4, arguments())
         checkpoint.restore(model, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer))
 
 
@@ -248,7 +250,7 @@ def test_restart_does_not_throw_another_scripts_run_away(written):
 
 
 def test_the_model_as_a_phase_began_is_written_once_and_goes_with_the_phase(pruned):
-    optimizer = pruning.make_adam(pruned, 1e-3, arguments())
+    optimizer = pruning.make_optimizer(pruned, 1e-3, 1e-4, arguments())
     state = pruned, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer)
     checkpoint, written = make_checkpoint('pruning.py', pruning.PHASES, arguments()), []
     for phase in 'initial training', 'pruning':
@@ -289,7 +291,7 @@ def test_a_training_on_the_gpu_is_resumed(pruned, images, monkeypatch):
         model = copy.deepcopy(pruned).cuda()
         checkpoint.enter('only', model)
         with live_part(model):
-            pruning.fit(model, images.to('cuda'), 3, 1e-3, arguments(), True, checkpoint)
+            pruning.fit(model, images.to('cuda'), 3, 1e-3, 1e-4, arguments(), True, checkpoint)
         checkpoint.finish()
         return model, torch.cuda.get_rng_state()
 

@@ -7,7 +7,7 @@ from torch import nn
 from net import prune
 from net.live import live_part, live_units
 from net.models import AlexNet
-from net.prune import PruningModule, count_threshold, fraction_to_keep, weights_to_keep
+from net.prune import PruningModule, count_threshold, fraction_to_keep, number_to_keep
 
 
 class TinyNet(PruningModule):
@@ -217,7 +217,7 @@ def test_a_threshold_keeps_exactly_that_many_weights(n):
     (20_335_296, 4200, 1, 40, int(20_335_296 * (4200 / 20_335_296) ** (1 - (39 / 40) ** 3))),
     (5000, 4200, 1, 1, 4200)])
 def test_a_budget_falls_on_the_same_course_to_its_goal(start, goal, step, n_steps, expected):
-    assert weights_to_keep(start, goal, step, n_steps) == expected
+    assert number_to_keep(start, goal, step, n_steps) == expected
 
 
 @pytest.mark.parametrize('start, goal, step, n_steps, expected', [

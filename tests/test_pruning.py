@@ -9,6 +9,7 @@ from torch import nn
 
 import pruning
 from net.data import Images
+from net.live import count_hidden_units, live_part, live_units
 from net.models import AlexNet
 
 
@@ -95,7 +96,7 @@ def test_training_learns(images, capsys):
     assert len(losses) == 15 and losses[-1] < losses[0] / 2
 
 
-@pytest.mark.parametrize('schedule', ['one-cycle', 'cosine'])
+@pytest.mark.parametrize('schedule', ['one-cycle', 'linear', 'cosine'])
 @pytest.mark.parametrize('epochs, n_images', [(10, 4), (1, 20), (3, 17), (1, 5), (1, 4)])
 def test_the_learning_rate_falls_towards_zero_over_all_steps(schedule, epochs, n_images, images, monkeypatch):
     args = pruning.parse_args(['--schedule', schedule, '--batch-size', '4'])
@@ -105,9 +106,9 @@ def test_the_learning_rate_falls_towards_zero_over_all_steps(schedule, epochs, n
         def step(self, *args):
             rates.append(self.param_groups[0]['lr'])
             return super().step(*args)
-    monkeypatch.setattr(pruning, 'make_adam', lambda model, lr, args: Recorder(model.parameters(), lr=lr))
+    monkeypatch.setattr(pruning, 'make_optimizer', lambda model, lr, *args: Recorder(model.parameters(), lr=lr))
     few = Images(images.pixels[:n_images], images.labels[:n_images], images.classes)
-    pruning.fit(tiny_net(), few, epochs, 0.5, args, crop=False)
+    pruning.fit(tiny_net(), few, epochs, 0.5, 0, args, crop=False)
     assert len(rates) == epochs * -(-n_images // 4) and max(rates) <= 0.5
     if len(rates) >= 10:
         assert max(rates) > 0.4 and rates[-1] < 0.02
@@ -168,6 +169,25 @@ def test_weights_once_pruned_stay_pruned_until_the_goal_is_reached(goal, images,
         assert counts[-1]['fc3'] <= 1_024
 
 
+def test_units_go_step_by_step_until_their_goal_is_reached(images, small_runs, monkeypatch):
+    args = pruning.parse_args(['--start-units', '140', '--keep-units', '70', '--keep', '3000', '--prune-steps', '2'])
+    model, asked = pruning.new_model(args, 10), []
+    prune_units = model.prune_units
+    monkeypatch.setattr(model, 'prune_units', lambda keep: asked.append(keep) or prune_units(keep))
+    pruning.prune_gradually(model, images, args)
+    assert asked == [int(140 / 2**0.875), 70] and count_hidden_units(model) <= 70
+
+
+def test_the_first_training_can_begin_with_a_narrow_network_initialised_for_its_width():
+    model = pruning.new_model(pruning.parse_args(['--start-units', '448']), 10)
+    units = live_units(model)
+    assert sum(map(len, units[1:-1])) == 448 and min(map(len, units[1:-1])) > 55
+    with live_part(model):
+        for _, layer in model.layers():
+            assert layer.weight.std().item() == pytest.approx((2 / layer.weight[0].numel()) ** 0.5, rel=0.1)
+            assert torch.count_nonzero(layer.bias) == layer.bias.numel()  # a zero would mean pruned
+
+
 # ---- progress --------------------------------------------------------------------------------------------------------
 
 class Terminal(io.StringIO):
@@ -202,9 +222,9 @@ def test_the_help_shows_the_defaults_of_each_recipe(capsys):
     with pytest.raises(SystemExit):
         pruning.parse_args(['--help'])
     text = ' '.join(capsys.readouterr().out.split())
-    for key in pruning.RECIPES['paper'].keys() - {'keep'}:
-        assert f'(ranking: {pruning.RECIPES["ranking"][key]}, paper: {pruning.RECIPES["paper"][key]})' in text
-    assert '(ranking: 4200)' in text
+    for key in pruning.RECIPES['paper']:
+        assert pruning.of_recipe(key) in text
+    assert f'(ranking: {pruning.RECIPES["ranking"]["keep"]})' in text and '(ranking: adam, paper: adam)' in text
 
 
 @pytest.mark.parametrize('argv, recipe', [
