@@ -7,6 +7,7 @@ if __name__ == '__main__':
 import argparse
 import glob
 import io
+import os
 import shlex
 import zipfile
 from functools import partial
@@ -17,6 +18,7 @@ import torch
 
 import util
 from net import command_line
+from net.command_line import PRUNED, SHARED
 from net.compact import compact_from_model, live_network_from_compact, model_from_compact
 from net.data import DOWNLOAD_FOLDER, load_images, load_photo, normalize
 from net.export import check_format, export
@@ -26,8 +28,6 @@ from net.models import AlexNet, save_model
 from net.statistics import entropy_table, read_streams
 
 DIRECTORY = 'encodings/'
-SHARED = 'saves/model_after_weight_sharing.ptmodel'
-PRUNED = Path('saves/model_after_retraining.ptmodel')
 SHIPPED = Path(__file__).parent / 'net/pretrained/smallest.dcan'
 CIFAR10_CLASSES = 'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
 
@@ -62,7 +62,7 @@ def parse_args(argv=None):
     if args.from_compact is not None and not any(value is not None for value in asked):
         parser.error('--from-compact goes with --save-model-path, --classify or --export, got none of them')
     for flag in DECODING:
-        for other in 'student_id', 'compact', 'figures', 'load_model_path':
+        for other in 'student_id', 'compact', 'figures', 'log', 'load_model_path':
             if getattr(args, flag) is not None and getattr(args, other) != parser.get_default(other):
                 parser.error(f'{command_line.flag(flag)} only decodes a compact file, got {command_line.flag(other)}')
     return args
@@ -105,10 +105,10 @@ def write_compact(model, path):
 
 
 def load_compact(path, decode=model_from_compact):
-    """Read an AlexNet from a compact file; UserError, naming the file, if it is none."""
+    """Read an AlexNet, or its live units alone, from a compact file; UserError, naming the file, if it is none."""
     with naming(path):
         data = Path(path).read_bytes()
-        if zipfile.is_zipfile(path):
+        if data[:4] == b'PK\3\4':  # a zip archive
             raise UserError('a .ptmodel, expected a compact file: name it with --load-model-path')
         return decode(data)
 
@@ -117,16 +117,19 @@ def decode_compact(args, device):
     """All that --from-compact, --classify and --export ask for."""
     path = args.from_compact or SHIPPED
     photos = {name: load_photo(name) for name in expand(args.classify or [])}  # before anything is decoded
-    images = None if args.classify is None else find_test_images(args, photos)
-    classes = images.classes if images else CIFAR10_CLASSES if args.from_compact is None else None
-    network = load_compact(path, live_network_from_compact).to(device)
-    print(f'{path}: {Path(path).stat().st_size} bytes, decoded')
+    images = find_test_images(args, photos)
     if args.save_model_path is not None:
         save_model(load_compact(path).to(device), args.save_model_path)
         print(f'Wrote {args.save_model_path}')
-    if images:
+    if args.classify is not None or args.export is not None:
+        network = load_compact(path, live_network_from_compact).to(device)
+        classes = images.classes if images else CIFAR10_CLASSES if args.from_compact is None else None
+        use_network(network, photos, images, classes or tuple(map(str, range(network.n_classes))), args)
+
+
+def use_network(network, photos, images, classes, args):
+    if args.classify is not None and images:
         util.test(network, images=images)
-    classes = classes or tuple(map(str, range(network.n_classes)))
     classify(network, photos, classes)
     if args.export is not None:
         export(network, classes, args.export)
@@ -134,10 +137,16 @@ def decode_compact(args, device):
 
 
 def find_test_images(args, photos):
-    """The test images, or None if there are none at the default place but some photos to look at."""
+    """The test images for --classify, or for the names of the classes in --export; None if they are not needed, or if
+    there are none at the default place.
+    """
+    if args.classify is None and (args.export is None or args.data == DOWNLOAD_FOLDER):
+        return None
     try:
         images = load_images(args.data, train=False, download=False)
     except FileNotFoundError:
+        if args.data != DOWNLOAD_FOLDER:
+            raise
         if not photos:
             raise UserError(f'--classify needs images to look at, or a test set to measure the accuracy on, '
                             f'got neither: there is none in {args.data!r}') from None
@@ -215,8 +224,9 @@ def write_submission(model, args):
         for path in sorted(Path(__file__).with_name('net').glob('*.py')):
             archive.write(path, f'net/{path.name}')
     print(f'Wrote {model_path} and {archive_path}')
-    data = [] if args.data == DOWNLOAD_FOLDER else ['--data', args.data]
-    command = shlex.join(['python', 'huffman_coding.py', *data, '--student-id', args.student_id])
+    given = [] if args.data == DOWNLOAD_FOLDER else ['--data', args.data]
+    given += [] if args.load_model_path == SHARED else ['--load-model-path', args.load_model_path]
+    command = shlex.join(['python', 'huffman_coding.py', *given, '--student-id', args.student_id])
     if next(model.parameters()).is_cuda:
         print(f'{model_path} remembers the GPU. For a grader without one: {command} --no-cuda')
     else:
@@ -247,7 +257,7 @@ def main(argv=None):
 def run_stage(args, device, header):
     """From the shared model to `encodings/`, and back."""
     model = command_line.load_input(args.load_model_path, SHARED, 'weight_share.py', device)
-    if args.load_model_path == SHARED and PRUNED.exists() and PRUNED.stat().st_mtime > Path(SHARED).stat().st_mtime:
+    if args.load_model_path == SHARED and Path(PRUNED).exists() and os.path.getmtime(PRUNED) > os.path.getmtime(SHARED):
         print(f'Note: {PRUNED} is newer than {SHARED}: if you want it encoded, run weight_share.py first')
     test_images = load_images(args.data, train=False).to(device)
     report = partial(command_line.report, images=test_images, log=args.log)

@@ -23,9 +23,9 @@ from net.checkpoint import PATH, Checkpoint
 from net.command_line import number
 from net.data import Images, batches
 from net.files import UserError, one_run_per_folder
-from net.live import count_alive, count_hidden_units, live_part, remove_dead_weights, state_like
-from net.models import AlexNet, load_model, save_model
-from net.prune import CRITERIA, fraction_to_keep, number_to_keep, percentile_threshold
+from net.live import count_alive, count_hidden_units, live_part, live_units, remove_dead_weights, state_like
+from net.models import WIDTHS, AlexNet, load_model, replace_zeros, save_model
+from net.prune import CRITERIA, SENSITIVITY, fraction_to_keep, number_to_keep, percentile_threshold
 
 # Defaults of flags, chosen on 5,000 held-out training images.
 RECIPES = {
@@ -57,22 +57,30 @@ def parse_args(argv=None):
         parser.error(f'{command_line.flag(goal_of(asked))} goes with --prune {asked}, got --prune {criterion}')
     recipe = given.recipe or ('paper' if criterion in GOALS else 'ranking')
     criterion = criterion or RECIPES[recipe]['prune']
-    if criterion in GOALS and given.fc_cost is not None:
-        parser.error(f'--fc-cost goes with --keep, got --prune {criterion}')
     if criterion not in GOALS and (given.keep or RECIPES[recipe]['keep']) is None:
         parser.error(f'--prune {criterion} needs --keep, got --recipe {recipe} without it')
     if criterion == 'std' and (given.prune_steps or 1) > 1:
         parser.error(f'--prune std prunes once, got --prune-steps {given.prune_steps}')
-    if given.start_units is not None and given.load_model_path is not None:
-        parser.error('--start-units goes with a first training, got --load-model-path')
     parser.set_defaults(**RECIPES[recipe], recipe=recipe)
     args = parser.parse_args(argv)
     args.prune, args.rates = criterion, args.rates or {}
     if criterion in GOALS:
         args.keep = None
     if criterion == 'std':
-        args.prune_steps = 1
+        args.prune_steps, args.sensitivity = 1, SENSITIVITY if args.sensitivity is None else args.sensitivity
+    refuse_flags_without_effect(parser, given, args)
     return args
+
+
+def refuse_flags_without_effect(parser, given, args):
+    for flag, needed, has_effect in [
+            ('start_units', 'a first training, got --load-model-path', args.load_model_path is None),
+            ('epochs', 'a first training, got --load-model-path', args.load_model_path is None),
+            ('lr', 'a first training, got --load-model-path', args.load_model_path is None),
+            ('fc_cost', f'--keep, got --prune {args.prune}', args.prune not in GOALS),
+            ('prune_lr', 'more than one pruning step, got --prune-steps 1', args.prune_steps > 1)]:
+        if getattr(given, flag) is not None and not has_effect:
+            parser.error(f'{command_line.flag(flag)} goes with {needed}')
 
 
 def goal_of(criterion):
@@ -81,8 +89,10 @@ def goal_of(criterion):
 
 def of_recipe(name):
     """The defaults of a flag, for its help."""
-    values = [f'{recipe}: {defaults[name]}' for recipe, defaults in RECIPES.items() if defaults[name] is not None]
-    return f'({", ".join(values)})' if values else ''
+    values = {recipe: defaults[name] for recipe, defaults in RECIPES.items() if defaults[name] is not None}
+    if len(values) == len(RECIPES) and len(set(values.values())) == 1:
+        return f'(default: {values.popitem()[1]})'
+    return f'({", ".join(map("{}: {}".format, values, values.values()))})' if values else ''
 
 
 def make_parser():
@@ -94,12 +104,14 @@ def make_parser():
     add('--load-model-path', metavar='FILE', help='trained model: skips the first training; with --validation, it must '
         'have been trained with the same --validation')
     add = parser.groups['training'].add_argument
-    add('--recipe', choices=RECIPES, help='which defaults other flags have (paper if --rates, --sensitivity or --prune '
-        'says how to prune, else ranking)')
-    add('--start-units', type=number(int, 7), metavar='N', help='hidden units to begin with, about as many per layer: '
-        f'where few weights will be left, a wide network is not needed {of_recipe("start_units")}')
+    add('--recipe', choices=RECIPES, help='which defaults other flags have (paper with --rates, --sensitivity or the '
+        '--prune of these, else ranking)')
+    add('--start-units', type=number(int, len(WIDTHS), sum(WIDTHS)), metavar='N', help='hidden units to begin with, '
+        'about as many in each layer: where few weights will be left, a wide network is not needed '
+        f'{of_recipe("start_units")}')
     add('--epochs', type=number(int, 1), metavar='N', help=f'epochs of the first training {of_recipe("epochs")}')
-    add('--lr', type=number(float, 0), metavar='X', help=f'its highest learning rate {of_recipe("lr")}')
+    add('--lr', type=number(float, 0), metavar='X',
+        help=f'highest learning rate of the first training {of_recipe("lr")}')
     add('--crop', choices=['always', 'first'], help='random crops of the images always, or only in the first training: '
         f'a network with few weights left does without {of_recipe("crop")}')
     add('--retrain-epochs', type=number(int, 1), metavar='N',
@@ -109,17 +121,18 @@ def make_parser():
     add('--retrain-weight-decay', type=number(float, 0), metavar='X',
         help=f'L2 penalty after pruning {of_recipe("retrain_weight_decay")}')
     add = parser.groups['pruning'].add_argument
-    add('--prune', choices=CRITERIA, help='what tells which weights go: a layer-adaptive score under a budget '
-        f'(--keep), a percentage (--rates), or the standard deviation, once (--sensitivity) {of_recipe("prune")}')
+    add('--prune', choices=CRITERIA, help='what tells which weights go: percentile: a percentage of each layer '
+        '(--rates); std: its standard deviation, once (--sensitivity); lamp: a layer-adaptive score under a budget '
+        f'(--keep) {of_recipe("prune")}')
     goal = parser.groups['pruning'].add_mutually_exclusive_group()
     goal.add_argument('--keep', type=number(int, 1), metavar='N',
                       help=f'weights to keep in all, those with the highest scores {of_recipe("keep")}')
-    add('--keep-units', type=number(int, 7), metavar='N', help='hidden units to keep in all; those with the smallest '
-        f'products of incoming and outgoing weights go in each step {of_recipe("keep_units")}')
+    add('--keep-units', type=number(int, len(WIDTHS)), metavar='N', help='hidden units to keep in all; those with the '
+        f'smallest products of incoming and outgoing weights go in each step {of_recipe("keep_units")}')
     goal.add_argument('--rates', type=parse_rates, metavar='LAYER=PERCENT,...',
                       help='percent of the weights to keep in these layers, and the paper\'s in the others')
     goal.add_argument('--sensitivity', type=number(float, 0), metavar='X',
-                      help='threshold in standard deviations of a layer (0.25, unless given)')
+                      help=f'threshold in standard deviations of a layer ({SENSITIVITY} for --prune std alone)')
     add('--fc-cost', type=number(float, 0.01), metavar='X', help='with --keep: how many times the score of a '
         'convolution weight one of a fully connected layer needs to stay, since it takes more bytes '
         f'{of_recipe("fc_cost")}')
@@ -231,7 +244,7 @@ def make_optimizer(model, lr, weight_decay, args):
 
 def prune_gradually(model, images, args, checkpoint=None):
     """Prune in steps, in place, with an epoch of training between two of them; one step is one-shot pruning."""
-    start = {name: int(torch.count_nonzero(layer.weight)) for name, layer in model.layers()}
+    start = {name: count_nonzeros(layer) for name, layer in model.layers()}
     start_units = count_hidden_units(model)
     optimizer = make_optimizer(model, args.prune_lr, args.weight_decay, args)
     scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # warm-up, then --prune-lr
@@ -252,15 +265,21 @@ def prune_gradually(model, images, args, checkpoint=None):
                 checkpoint.save(model, optimizer, scheduler, step, loss)
 
 
+def count_nonzeros(layer):
+    return int(torch.count_nonzero(layer.weight))
+
+
 def prune(model, args, step, start):
     """One of the pruning steps, in place; `start` tells how many weights each layer had before the first."""
     if args.prune == 'std':
-        model.prune_by_std(**({} if args.sensitivity is None else {'s': args.sensitivity}))
+        model.prune_by_std(args.sensitivity)
     elif args.prune == 'percentile':
         percents = {**model.DEFAULT_PRUNE_RATE, **args.rates}
-        alive = {name: start[name] / layer.weight.numel() for name, layer in model.layers()}
-        model.prune_by_percentile({name: 100 * fraction_to_keep(alive[name], percent / 100, step, args.prune_steps)
-                                   for name, percent in percents.items()})
+        if step < args.prune_steps:
+            alive = {name: start[name] / layer.weight.numel() for name, layer in model.layers()}
+            percents = {name: 100 * fraction_to_keep(alive[name], percent / 100, step, args.prune_steps)
+                        for name, percent in percents.items()}
+        model.prune_by_percentile(percents)
     else:
         n_kept = number_to_keep(sum(start.values()), args.keep, step, args.prune_steps)
         model.prune_to_budget(n_kept, args.fc_cost, args.prune)
@@ -294,7 +313,7 @@ class Run(NamedTuple):
     images: Images  # to train on
     checkpoint: Checkpoint
     report: Callable  # (key, model): prints and logs the accuracy
-    shown_name: str  # what figures show the accuracy on
+    shown_name: str | None  # what figures show the accuracy on
 
 
 def run_stage(args, header):
@@ -307,9 +326,11 @@ def run_stage(args, header):
     model = load_model(args.load_model_path, device) if args.load_model_path else None
     images, report_images, title = command_line.load_splits(args, device)
     model = model or new_model(args, len(images.classes)).to(device)
-    check_budget(model, args)
-    shown, shown_name = images_for_figures(args, images, report_images)
+    if not args.resume:  # a model that was pruned again has gone on since
+        check_budgets(model, args)
+    shown_name = None
     if args.figures:
+        shown, shown_name = images_for_figures(args, images, report_images)
         checkpoint.accuracy = lambda model: (
             100 * util.evaluate(model, shown, args.test_batch_size)[1] / len(shown.labels))
     report = partial(command_line.report, images=report_images, log=args.log, title=title,
@@ -324,14 +345,15 @@ def run_stage(args, header):
         prune_dense(run)
     checkpoint.enter('retraining', model)
     retrain(run)
-    checkpoint.finish()
+    with command_line.already_written(command_line.PRUNED):
+        checkpoint.finish()
 
 
 def train_dense(run):
     print('--- Initial training ---')
     with live_part(run.model):
         fit(run.model, run.images, run.args.epochs, run.args.lr, run.args.weight_decay, run.args, True, run.checkpoint)
-    save_model(run.model, 'saves/initial_model.ptmodel')
+    save_model(run.model, command_line.DENSE)
 
 
 def prune_dense(run):
@@ -356,13 +378,16 @@ def retrain(run):
     with live_part(run.model):
         fit(run.model, run.images, args.retrain_epochs, args.retrain_lr, args.retrain_weight_decay, args,
             args.crop == 'always', run.checkpoint)
-    save_model(run.model, 'saves/model_after_retraining.ptmodel')
+    save_model(run.model, command_line.PRUNED)
     run.report('accuracy_after_retraining', run.model)
     print('--- After Retraining ---')
-    util.print_nonzeros(run.model, run.args.log)
-    if run.args.figures:
+    util.print_nonzeros(run.model, args.log)
+    if args.figures:
         from net import figures
-        print('Wrote', figures.draw_history(run.checkpoint.history, run.shown_name, run.args.figures))
+        print('Wrote', figures.draw_history(run.checkpoint.history, run.shown_name, args.figures))
+        sizes = {name: figures.LayerSize(len(layer.weight), len(outputs), layer.weight.numel(), count_nonzeros(layer))
+                 for (name, layer), outputs in zip(run.model.layers(), live_units(run.model)[1:], strict=True)}
+        print('Wrote', figures.draw_network(sizes, args.figures))
 
 
 def new_model(args, n_classes):
@@ -373,14 +398,17 @@ def new_model(args, n_classes):
         with live_part(model):
             for _, layer in model.layers():
                 torch.nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
+            replace_zeros(model)
     return model
 
 
-def check_budget(model, args):
-    """Raise UserError if the model has fewer weights than are to be kept."""
-    n_weights = sum(int(torch.count_nonzero(layer.weight)) for _, layer in model.layers())
+def check_budgets(model, args):
+    """Raise UserError if the model has fewer weights or units than are to be kept."""
+    n_weights, n_units = sum(count_nonzeros(layer) for _, layer in model.layers()), count_hidden_units(model)
     if args.keep is not None and args.keep > n_weights:
         raise UserError(f'--keep must be at most the {n_weights} weights of the network, got {args.keep}')
+    if args.keep_units is not None and args.keep_units > n_units:
+        raise UserError(f'--keep-units must be at most the {n_units} units of the network, got {args.keep_units}')
 
 
 def images_for_figures(args, images, report_images):

@@ -12,14 +12,12 @@ import torch
 import util
 from net import command_line
 from net.checkpoint import PATH, Checkpoint
-from net.command_line import number
+from net.command_line import PRUNED, SHARED, number
 from net.files import UserError, one_run_per_folder
 from net.live import live_part, remove_dead_weights, sort_units
 from net.models import save_model
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
 from pruning import fit
-
-PRUNED = 'saves/model_after_retraining.ptmodel'
 
 DEFAULTS = {'optimizer': 'adam', 'schedule': 'one-cycle', 'weight_decay': 0, 'batch_size': 256}
 
@@ -50,8 +48,11 @@ def parse_args(argv=None):
     add('--bfloat16', action='store_true',
         help='round all values to bfloat16 in the end: the compact file takes 16 bits for each')
     parser.groups['output'].add_argument('--save-model-path', metavar='FILE', help='shared model',
-                                        default='saves/model_after_weight_sharing.ptmodel')
-    return parser.parse_args(argv)
+                                        default=SHARED)
+    args = parser.parse_args(argv)
+    if args.moving and args.epochs == 0:
+        parser.error('--moving goes with a training of the shared values, got --epochs 0')
+    return args
 
 
 def weights_of(model):
@@ -95,7 +96,7 @@ def run_stage(args, header):
     checkpoint.enter('training', model)
     if args.epochs:
         print('--- Training the shared values ---')
-        util.test(model, device.type == 'cuda', report_images, title, args.test_batch_size)
+        util.test(model, images=report_images, title=title, batch_size=args.test_batch_size)
         with live_part(model), codebooks_as_parameters(model, args.bias_bits is not None, args.moving):
             fit(model, images, args.epochs, args.lr, args.weight_decay, args, crop=False, checkpoint=checkpoint)
     if args.bfloat16:
@@ -107,7 +108,7 @@ def run_stage(args, header):
         report('Accuracy_after_quantization', model)
         if args.figures:
             draw_figures(pruned, clustered, weights_of(model), args.figures)
-    checkpoint.finish()
+        checkpoint.finish()
 
 
 def share(model, args):

@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 
 from net.files import UserError, load_archive, save_archive
-from net.live import count_alive
+from net.live import count_alive, count_hidden_units
 
 PATH = Path('saves/checkpoint.pt')
 FIELDS = {'script': str, 'arguments': dict, 'phase': str, 'epoch': int, 'start_id': str, 'model': dict,
           'optimizer': dict, 'scheduler': dict, 'random': tuple, 'history': list}
-UNREADABLE = 'a run that cannot be read any more'
 
 
 class Checkpoint:
@@ -25,8 +24,8 @@ class Checkpoint:
     of the phase and `save` after each of them, and `finish` when the result is in its place.
 
     Attributes:
-        history: a dictionary for each epoch so far, with phase, epoch, loss, alive (parameters that are not zero) and
-            accuracy, in percent.
+        history: a dictionary for each epoch so far, with phase, epoch, loss, alive (parameters that are not zero),
+            units (hidden ones in use) and accuracy, in percent.
         accuracy: called with the model after each epoch, if it is not None: the accuracy for the history.
     """
 
@@ -38,13 +37,18 @@ class Checkpoint:
         or if there is one, but neither `resume` nor `restart` to say what to do with it.
         """
         self.path, self.script, self.arguments = Path(path), script, arguments
-        self.history, self.accuracy, self._stored = [], None, None
+        self.history, self.accuracy = [], None
+        self._stored = None  # what was read from the file, until it is restored
+        self.phase = None
+        self._start, self._start_id = None, None  # the model as the phase began, until it is written; its file's id
         if resume:
             self._stored = self._read(phases)
             self.history = self._stored['history']
         elif self.path.exists():
             owner = self._owner()
-            if owner not in (script, UNREADABLE):
+            if owner is None and not restart:
+                raise UserError(f'{path}: cannot be read any more; --restart throws it away')
+            if owner not in (script, None):
                 raise UserError(f'{path}: {owner} was interrupted; first run it with --resume or --restart')
             if not restart:
                 raise UserError(f'{path}: {owner} was interrupted; --resume goes on with it, --restart throws it away')
@@ -55,10 +59,10 @@ class Checkpoint:
             return False
         if self._stored:
             start = self._read_start(phase)
-            with self._misfits_refused():
+            with _misfits_refused(self._start_path(phase)):
                 model.load_state_dict(start['model'])
         elif not self.history:
-            self.finish()  # --restart: not before images and model have been found good
+            self._remove_files()  # --restart: not before images and model have been found good
         self.phase = phase
         self._start = None if self._stored else {name: value.clone() for name, value in model.state_dict().items()}
         return True
@@ -67,7 +71,7 @@ class Checkpoint:
         """Bring these, and the random generators, to where the interrupted run left them; return its epochs so far."""
         if self._stored is None:
             return 0
-        with self._misfits_refused():
+        with _misfits_refused(self.path):
             model.load_state_dict(self._stored['model'])
             optimizer.load_state_dict(self._stored['optimizer'])
             scheduler.load_state_dict(self._stored['scheduler'])
@@ -79,13 +83,14 @@ class Checkpoint:
         return epochs
 
     def save(self, model, optimizer, scheduler, epoch, loss):
-        """Write the file after an epoch, in one piece, in place of the one before."""
+        """Write the file after an epoch, in one piece, in place of the one before; first of all, once, the start."""
         first_of_phase = self._start is not None
         if first_of_phase:
             self._start_id = secrets.token_hex(8)
             save_archive({'id': self._start_id, 'model': self._start}, self._start_path(self.phase))
             self._start = None
         self.history.append({'phase': self.phase, 'epoch': epoch, 'loss': loss, 'alive': count_alive(model),
+                             'units': count_hidden_units(model),
                              'accuracy': self.accuracy(model) if self.accuracy else None})
         cuda = torch.cuda.get_rng_state_all() if next(model.parameters()).is_cuda else []
         save_archive({
@@ -97,7 +102,10 @@ class Checkpoint:
             self._drop_starts(keep=self._start_path(self.phase))
 
     def finish(self):
-        """Remove the files: the result of the run has been saved."""
+        """The result of the run has been saved: it need not be resumed any more."""
+        self._remove_files()
+
+    def _remove_files(self):
         self.path.unlink(missing_ok=True)
         self._drop_starts()
 
@@ -132,6 +140,8 @@ class Checkpoint:
     def _read_start(self, phase):
         """What `save` wrote of the model as the phase began, which need not be trusted either."""
         path = self._start_path(phase)
+        if not path.exists():
+            raise UserError(f'{path}: no such file, but {self.path} needs it; --restart throws the run away')
         start = load_archive(path, 'checkpoint')
         if not isinstance(start, dict) or start.keys() != {'id', 'model'} or start['id'] != self._stored['start_id']:
             raise UserError(f'{path}: does not belong to {self.path}')
@@ -139,15 +149,18 @@ class Checkpoint:
         return start
 
     def _owner(self):
-        """The script that wrote the file."""
+        """The script that wrote the file, or None if it cannot be read any more."""
         try:
             return str(load_archive(self.path, 'checkpoint')['script'])
         except Exception:  # damaged, or anything else
-            return UNREADABLE
+            return None
 
-    @contextmanager
-    def _misfits_refused(self):
-        try:
-            yield
-        except Exception as error:  # a file that was tampered with can hold anything
-            raise UserError(f'{self.path}: does not fit this run ({type(error).__name__})') from error
+
+@contextmanager
+def _misfits_refused(path):
+    try:
+        yield
+    except torch.OutOfMemoryError:  # says nothing about the file
+        raise
+    except Exception as error:  # a file that was tampered with can hold anything
+        raise UserError(f'{path}: does not fit this run ({type(error).__name__})') from error

@@ -14,6 +14,11 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+# What one script writes and the next one reads.
+DENSE = 'saves/initial_model.ptmodel'
+PRUNED = 'saves/model_after_retraining.ptmodel'
+SHARED = 'saves/model_after_weight_sharing.ptmodel'
+
 # Arguments that cannot change the result of a run.
 NO_PART_OF_THE_RUN = {'resume', 'restart', 'log', 'figures', 'test_batch_size', 'log_interval'}
 
@@ -37,10 +42,10 @@ class Parser(argparse.ArgumentParser):
         self.groups = {title: self.add_argument_group(title) for title in groups}
 
     def error(self, message):
-        unknown = message.removeprefix('unrecognized arguments: ').split()[0].split('=')[0]
-        nearest = difflib.get_close_matches(unknown, self._option_string_actions, 1)
-        if message.startswith('unrecognized') and nearest:
-            message += f', did you mean {nearest[0]}?'
+        if message.startswith('unrecognized arguments: '):
+            unknown = message.removeprefix('unrecognized arguments: ').split(' ')[0].split('=')[0]
+            nearest = difflib.get_close_matches(unknown, self._option_string_actions, 1)
+            message += f', did you mean {nearest[0]}?' if nearest else ''
         self.exit(2, f'error: {message} (see {self.prog} --help)\n')
 
 
@@ -63,7 +68,7 @@ def add_training_arguments(parser, defaults, note=lambda name: ''):
     """The flags of a training; `note` says more of the defaults of those that `defaults` may leave out."""
     parser.groups['data'].add_argument(
         '--validation', type=number(int, 1), metavar='N', help='hold N training images out and report on them instead '
-        'of the test set; figures show the accuracy on them, and without this on some images that are trained on')
+        'of the test set')
     add = parser.groups['training'].add_argument
     add('--optimizer', choices=['adam', 'sgd'], default=defaults.get('optimizer'),
         help=f'Adam, or SGD with Nesterov momentum {note("optimizer")}')
@@ -215,9 +220,10 @@ def run(main, checkpoint=None):
         except (UserError, OSError, torch.OutOfMemoryError) as error:
             sys.exit(f'error: {error}')
     except KeyboardInterrupt as stopped:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         hint = str(stopped) or 'there is nothing to resume'
         if checkpoint and checkpoint.exists():
-            hint = f'the same command with --resume goes on from {checkpoint}'
+            hint = f'the same command with --resume (in place of --restart) goes on from {checkpoint}'
         print(f'interrupted: {hint}', file=sys.stderr)
         sys.exit(130)
 

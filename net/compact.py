@@ -17,8 +17,8 @@ The bits, most significant first, are made of
                number of distinct values, 256 at most; these, ascending as integers; a code of these; the code word
                of each value. If 0 distinct values are announced, the values themselves follow, without a code
 
-and hold, in this order: the number of units of each layer; for each layer but the last the set of its live units; for
-each layer its weights between live units, and the values of the live units' biases. Live is a unit that has a weight
+and hold, in this order: the number of units of each layer; for each layer but the last the set of its stored units; for
+each layer its weights between stored units, and the values of their biases. Stored is a unit that has a weight
 that is not zero, or such a bias; so are all input channels and all outputs. "Zero" is +0.0: -0.0 is a value like
 others.
 
@@ -63,8 +63,8 @@ def compact_from_model(model):
         writer.set(hidden)
     for (name, layer), (inputs, outputs) in zip(model.layers(), pairwise(units), strict=True):
         n_places = layer.weight[0, 0].numel()
-        live = _bits_of(layer.weight)[outputs[:, None], inputs].reshape(len(outputs), len(inputs), n_places)
-        matrix = live.swapaxes(1, 2).reshape(len(outputs), n_places * len(inputs))
+        stored = _bits_of(layer.weight)[outputs[:, None], inputs].reshape(len(outputs), len(inputs), n_places)
+        matrix = stored.swapaxes(1, 2).reshape(len(outputs), n_places * len(inputs))
         weights, biases = matrix[matrix != 0], _bits_of(layer.bias)[outputs]
         if not np.isfinite(np.append(weights, biases).view(np.float32)).all():
             raise UserError(f'{name} holds values that are not finite')
@@ -89,7 +89,7 @@ def model_from_compact(data):
 
 
 def live_network_from_compact(data):
-    """The same with nothing but the units that are stored, the rest of the network is never made.
+    """The same network as `model_from_compact`, of its stored units alone: the whole is never made.
 
     Raises UserError also if a layer has none, so that no output depends on the images.
     """

@@ -62,7 +62,7 @@ def _no_images(root):
         names = sorted(os.listdir(root)) if Path(root).is_dir() else ['a file']
         found = f'no images there, found {", ".join(names[:3]) or "nothing"}' + (', ...' if len(names) > 3 else '')
     others = {entry.name for entry in os.scandir() if entry.is_dir()} | {'digits'}
-    nearest = difflib.get_close_matches(root, others - {root}, 1)
+    nearest = difflib.get_close_matches(str(root), others - {str(root)}, 1)
     hint = f' (did you mean {nearest[0]}?)' if nearest else ''
     return (f'{root}: {found}{hint}; expected a folder with train/<class>/ and test/<class>/, or with '
             f'{" or ".join(CIFAR10_PARTS)}, or the word digits; without --data, CIFAR-10 is downloaded into '
@@ -103,7 +103,7 @@ def _folder_classes(root):
     from torchvision.datasets.folder import find_classes
     for split, other in ('train', 'test'), ('test', 'train'):
         if not (root / split).is_dir():
-            raise FileNotFoundError(f'{root}: has {other}/ but no {split}/, expected images in both')
+            raise UserError(f'{root}: has {other}/ but no {split}/, expected images in both')
     try:
         classes, test_classes = find_classes(root / 'train')[0], find_classes(root / 'test')[0]
     except FileNotFoundError as error:  # one of the two has no class folder
@@ -115,7 +115,7 @@ def _folder_classes(root):
 
 
 def _no_classes(root, error):
-    return FileNotFoundError(f'{root}: expected images in train/<class>/ and test/<class>/ ({error})')
+    return UserError(f'{root}: expected images in train/<class>/ and test/<class>/ ({error})')
 
 
 def _load_cifar10(root, train, download):

@@ -3,6 +3,7 @@
 Both take pixels, uint8 (n, 3, 32, 32), RGB, 0 to 255, any n, and give log-probabilities, float32 (n, classes). The file
 says so itself, and names the classes.
 """
+import copy
 import importlib.util
 import io
 import json
@@ -43,7 +44,7 @@ def export(network, classes, path):
     """Write the network in the format that the name ends in, with its contract and the names of its classes."""
     check_format(path)
     example = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
-    program = torch.export.export(FromPixels(network.cpu()).eval(), (example,),
+    program = torch.export.export(FromPixels(copy.deepcopy(network).cpu()).eval(), (example,),
                                   dynamic_shapes={'pixels': {0: torch.export.Dim('n', min=1)}})
     contract = {**CONTRACT, 'classes': json.dumps(list(classes))}
     data = io.BytesIO()

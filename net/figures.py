@@ -51,19 +51,20 @@ def draw_sensitivity(scan, images, folder):
 
 
 def draw_history(history, images, folder):
-    """Loss, accuracy and parameters alive against epochs; `history` is that of `net.checkpoint.Checkpoint`."""
-    figure = Figure((WIDTH, 6.5), layout='constrained')
-    all_axes = figure.subplots(3, sharex=True)
+    """Loss, accuracy, parameters and units alive against epochs; `history` is that of `net.checkpoint.Checkpoint`."""
+    figure = Figure((WIDTH, 7.5), layout='constrained')
+    all_axes = figure.subplots(4, sharex=True)
     epochs = np.arange(1, len(history) + 1)
     rows = [('loss', 'training loss (nats)', BLUE), ('accuracy', f'accuracy (%) on\n{images}', RED),
-            ('alive', 'weights and biases\nthat are not zero', GREEN)]
+            ('alive', 'weights and biases\nthat are not zero', GREEN), ('units', 'hidden units in use', PURPLE)]
     for axes, (key, label, color) in zip(all_axes, rows, strict=True):
         axes.plot(epochs, [np.nan if entry[key] is None else entry[key] for entry in history], color=color, marker='.',
                   markersize=4, linewidth=1)
         axes.set_ylabel(label, fontsize=8)
         axes.grid(alpha=0.3)
-    all_axes[2].set_yscale('log')
-    all_axes[2].set_xlabel('epochs')
+    for axes in all_axes[2:]:
+        axes.set_yscale('log')
+    all_axes[3].set_xlabel('epochs')
     phases = [entry['phase'] for entry in history]
     for phase, shade in zip(dict.fromkeys(phases), ('1', '0.9', '0.8'), strict=False):
         first, last = phases.index(phase) + 0.5, len(phases) - phases[::-1].index(phase) + 0.5
@@ -73,6 +74,39 @@ def draw_history(history, images, folder):
     figure.legend(handles=all_axes[0].patches, ncols=3, loc='outside lower center')
     figure.suptitle('How the network learns while weights are taken away, and after')
     return save(figure, folder, 'history')
+
+
+class LayerSize(NamedTuple):
+    """How large a layer is, whole and after pruning."""
+    units: int
+    units_left: int
+    weights: int
+    weights_left: int
+
+
+def draw_network(layers, folder):
+    """The network before and after pruning: units of each layer, and the weights that lead to them.
+
+    `layers` is name -> `LayerSize`.
+    """
+    figure = Figure((WIDTH, 4.2), layout='constrained')
+    all_axes = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(layers))
+    for axes, kind in zip(all_axes, ('units', 'weights'), strict=True):
+        for shift, field, color, hatch, label in [(-0.2, kind, GREY, '', 'before pruning'),
+                                                  (0.2, f'{kind}_left', BLUE, '//', 'after')]:
+            values = [getattr(layer, field) for layer in layers.values()]
+            axes.barh(places + shift, values, 0.38, color=color, hatch=hatch, edgecolor='white', label=label)
+            for place, value in zip(places, values, strict=True):
+                axes.annotate(f' {value:,}', (max(value, 1), place + shift), va='center', fontsize=8)
+        axes.set_xscale('log')
+        axes.set_xlim(1, 30 * max(getattr(layer, kind) for layer in layers.values()))
+        axes.set_xlabel(f'{kind} (logarithmic)')
+    all_axes[0].set_yticks(places, layers)
+    all_axes[0].invert_yaxis()
+    figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=2, loc='outside lower center')
+    figure.suptitle('What is left of the network: units of each layer, and the weights that lead to them')
+    return save(figure, folder, 'network')
 
 
 # ---- stage 2: weight sharing -----------------------------------------------------------------------------------------

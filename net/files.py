@@ -3,7 +3,7 @@ import io
 import os
 import pickle
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -11,6 +11,15 @@ from filelock import FileLock, Timeout
 
 LOCK = '.lock'  # in the folder that a script is started in
 COMPACT_MAGIC = b'DCAN'  # what a compact file begins with
+
+
+def begins_with(path, magic):
+    """Whether there is such a file, and its first bytes are these."""
+    try:
+        with open(path, 'rb') as file:
+            return file.read(len(magic)) == magic
+    except OSError:  # whoever reads it next says why
+        return False
 
 
 class UserError(ValueError):
@@ -47,7 +56,8 @@ def flush_folder(folder):
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # some network file systems cannot; the file is in its place all the same
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -67,17 +77,11 @@ def load_archive(path, what):
     if its checksums do not fit, or if it holds something that is not on the list.
     """
     try:
-        with open(path, 'rb') as file:
-            if file.read(4) == COMPACT_MAGIC:
-                raise UserError(f'{path}: a compact file, expected a {what}: first decode it with '
-                                f'huffman_coding.py --from-compact {path} --save-model-path FILE')
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip():  # PyTorch does not compare the checksums
                     raise zipfile.BadZipFile
         return torch.load(path, map_location='cpu', weights_only=True)
-    except UserError:
-        raise
     except FileNotFoundError:
         raise FileNotFoundError(f'{path}: no such file, expected a {what}') from None
     except OSError as error:
@@ -94,9 +98,9 @@ def one_run_per_folder():
 
     The lock goes with the process that holds it, however that ends; the empty file stays.
     """
-    lock = FileLock(Path(LOCK).absolute(), blocking=False)
+    lock = FileLock(Path(LOCK).absolute())
     try:
-        lock.acquire()
+        lock.acquire(blocking=False)
     except Timeout:
         raise UserError(f'another run is at work in {Path().absolute()}: let it end, or start this one in another '
                         'folder') from None

@@ -18,7 +18,7 @@ import itertools
 import os
 import re
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,6 @@ import torch
 from scipy.sparse import csc_matrix, csr_matrix
 
 import util
-from util import log
 
 CHECKSUMS = 'SHA256SUMS'  # beside the encoded files, not needed to decode them, and not counted
 STRAYS = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave in folders that they show
@@ -459,7 +458,7 @@ def huffman_encode_model(model, directory='encodings/', filename='log.txt'):
     _flush_folder(target.parent)
     if old.exists():
         shutil.rmtree(old)
-    log(table, filename)
+    util.log(table, filename)
     return totals
 
 
@@ -505,11 +504,13 @@ def _flush(directory):
 
 
 def _flush_folder(directory):
+    """As in net/files.py, which this file does without."""
     if os.name == 'nt':  # Windows opens no folders, and keeps names in order by itself
         return
     folder = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        with suppress(OSError):  # some network file systems cannot
+            os.fsync(folder)
     finally:
         os.close(folder)
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from net.files import UserError, load_archive, save_archive
+from net.files import COMPACT_MAGIC, UserError, begins_with, load_archive, save_archive
 from net.prune import PruningModule
 
 WIDTHS = 64, 192, 384, 256, 256, 4096, 4096  # units of the hidden layers
@@ -26,8 +26,7 @@ class AlexNet(PruningModule):
         self.fc1 = nn.Linear(conv5, fc1)
         self.fc2 = nn.Linear(fc1, fc2)
         self.fc3 = nn.Linear(fc2, n_classes)
-        for param in self.parameters():  # among 20 million draws some may be exactly 0.0, which would mean pruned
-            param.data[param.data == 0] = torch.finfo(param.dtype).tiny
+        replace_zeros(self)
 
     @property
     def n_classes(self):
@@ -45,6 +44,12 @@ class AlexNet(PruningModule):
         return F.log_softmax(self.fc3(x), dim=1)
 
 
+def replace_zeros(model):
+    """Make, in place, zeros the smallest number: of 20 million draws some may be 0.0, which would mean pruned."""
+    for param in model.parameters():
+        param.data[param.data == 0] = torch.finfo(param.dtype).tiny
+
+
 def save_model(model, path):
     """Write the whole module to a `.ptmodel` file, in one piece or not at all."""
     save_archive(model, path)
@@ -56,16 +61,20 @@ def load_model(path, device='cpu'):
     The file is unpickled under an allow-list, and only its parameters, each checked, are copied into a new model.
     Raises FileNotFoundError or UserError, naming the file, if it is missing or anything else than such a model.
     """
+    if begins_with(path, COMPACT_MAGIC):
+        raise UserError(f'{path}: a compact file, expected a .ptmodel of an AlexNet: first decode it with '
+                        f'huffman_coding.py --from-compact {path} --save-model-path FILE')
     with torch.serialization.safe_globals([AlexNet, nn.Conv2d, nn.Linear, set]):
         stored = load_archive(path, '.ptmodel of an AlexNet')
     if not isinstance(stored, AlexNet):
         raise UserError(f'{path}: holds a {type(stored).__name__}, expected a whole net.models.AlexNet')
     try:
-        return _rebuild(_stored_parameters(stored)).to(device)
+        model = _rebuild(_stored_parameters(stored))
     except UserError as error:
         raise UserError(f'{path}: {error}') from error
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f'{path}: not the inside of an AlexNet ({type(error).__name__}: {error})') from error
+    return model.to(device)
 
 
 def _stored_parameters(stored):

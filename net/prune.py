@@ -1,6 +1,6 @@
 """Pruning: weights below a threshold become exactly zero (Han et al. 2016, section 2), or whole units do.
 
-A criterion is one function of a layer's weights, and stands in `CRITERIA`: it tells either the threshold that fits a
+A criterion is one function of a layer's weights, and stands in `CRITERIA`. It gives either the threshold that fits a
 goal of the layer, or a score for each weight, by which all layers share one budget.
 """
 import math
@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from net.files import UserError
+
+SENSITIVITY = 0.25  # standard deviations
 
 
 class PruningModule(nn.Module):
@@ -38,10 +40,9 @@ class PruningModule(nn.Module):
                 raise UserError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
             if not 0 <= percent <= 100:
                 raise UserError(f'percentage of weights to keep in {name} must be 0 to 100, got {percent}')
-        self._prune_layers({name: percentile_threshold(_finite_weights(name, layers[name]), percent)
-                            for name, percent in q.items()})
+        self._prune_to_goals('percentile', q)
 
-    def prune_by_std(self, s=0.25):
+    def prune_by_std(self, s=SENSITIVITY):
         """Zero, in place, the weights of every layer below `s` times the standard deviation of that layer.
 
         The deviation is the population's and counts zeros too. Raises UserError for a sensitivity `s` that is
@@ -49,25 +50,25 @@ class PruningModule(nn.Module):
         """
         if not 0 <= s < math.inf:
             raise UserError(f'sensitivity must be a finite number, at least 0, got {s}')
-        self._prune_layers({name: std_threshold(_finite_weights(name, layer), s) for name, layer in self.layers()})
+        self._prune_to_goals('std', {name: s for name, _ in self.layers()})
 
-    def prune_to_budget(self, keep, fc_cost=1, criterion='lamp'):
+    def prune_to_budget(self, keep, fc_cost=1, score='lamp'):
         """Keep, in place, the `keep` weights of the whole network with the highest scores, and one in each layer.
 
         To be kept, a weight of a fully connected layer needs a score `fc_cost` times as high as one of a convolution.
         Weights that are zero stay zero. Raises UserError unless `keep` is at least 1, or if a weight is not finite.
         """
-        counts = self.shares_of_budget(keep, fc_cost, criterion)
+        counts = self.shares_of_budget(keep, fc_cost, score)
         self._prune_layers({name: count_threshold(layer.weight.data, counts[name]) for name, layer in self.layers()})
 
-    def shares_of_budget(self, keep, fc_cost=1, criterion='lamp'):
+    def shares_of_budget(self, keep, fc_cost=1, score='lamp'):
         """How many weights each layer has among the `keep` of the network with the highest scores: name -> count."""
         if not keep >= 1:
             raise UserError(f'number of weights to keep must be at least 1, got {keep}')
-        scores = {name: CRITERIA[criterion](_finite_weights(name, layer)) / (fc_cost if layer.weight.dim() == 2 else 1)
+        scores = {name: CRITERIA[score](_finite_weights(name, layer)) / (fc_cost if layer.weight.dim() == 2 else 1)
                   for name, layer in self.layers()}
         lowest = _lowest_kept(scores.values(), keep)
-        return {name: int((score >= lowest).sum()) for name, score in scores.items()}
+        return {name: int((values >= lowest).sum()) for name, values in scores.items()}
 
     def prune_units(self, keep):
         """Remove, in place, all hidden units but the `keep` with the highest scores: their weights and their biases.
@@ -79,11 +80,11 @@ class PruningModule(nn.Module):
         read, go in any case.
         Raises UserError unless `keep` is at least the number of hidden layers, or if a weight is not finite.
         """
-        pairs = list(pairwise(self.layers()))  # each layer with the one that reads its units
+        pairs = list(pairwise(self.layers()))  # each named layer with the one that reads its units
         if keep < len(pairs):
             raise UserError(f'number of units to keep must be at least {len(pairs)}, one for each layer, got {keep}')
-        sizes = [_norms(_finite_weights(*layer)) * _norms(_finite_weights(*following).transpose(0, 1))
-                 for layer, following in pairs]
+        sizes = [_norms(_finite_weights(*named)) * _norms(_finite_weights(*named_reader).transpose(0, 1))
+                 for named, named_reader in pairs]
         scores = [lamp_scores(size) for size in sizes]
         lowest = _lowest_kept(scores, keep)
         for ((_, layer), (_, following)), size, score in zip(pairs, sizes, scores, strict=True):
@@ -91,6 +92,11 @@ class PruningModule(nn.Module):
             layer.weight.data[removed] = 0
             layer.bias.data[removed] = 0
             following.weight.data[:, removed] = 0
+
+    def _prune_to_goals(self, criterion, goals):
+        layers = dict(self.layers())
+        self._prune_layers({name: CRITERIA[criterion](_finite_weights(name, layers[name]), goal)
+                            for name, goal in goals.items()})
 
     def _prune_layers(self, thresholds):
         layers = dict(self.layers())
@@ -109,7 +115,7 @@ class PruningModule(nn.Module):
 def percentile_threshold(weights, percent):
     """The (100 - percent)th percentile of |weights|, float64: interpolated between its neighbours."""
     magnitudes = weights.abs().flatten()
-    position = (len(magnitudes) - 1) * (1 - percent / 100)
+    position = (len(magnitudes) - 1) * ((100 - percent) / 100)  # in this order, as NumPy has it
     below = min(math.floor(position), len(magnitudes) - 1)
     low, high = (_kth(magnitudes, min(k, len(magnitudes) - 1)) for k in (below, below + 1))
     return low + (high - low) * (position - below)
@@ -141,7 +147,7 @@ def lamp_scores(weights):
 CRITERIA = {
     'percentile': percentile_threshold,  # weights and the layer's goal -> threshold
     'std': std_threshold,  # the same
-    'lamp': lamp_scores,  # weights -> scores, for a budget
+    'lamp': lamp_scores,  # weights -> scores of those that are not zero, ascending
 }
 
 

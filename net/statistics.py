@@ -33,7 +33,7 @@ class Stream(NamedTuple):
 
 
 def read_streams(model, directory='encodings/'):
-    """The streams of an encoded model, in the order of its parameters; ValueError if a file is damaged."""
+    """The streams of an encoded model, in the order of its parameters; UserError if a file is damaged."""
     return [read_stream(Path(directory), name, path.name.removesuffix('_codebook.bin'))
             for name, param in model.named_parameters() if param.dim() > 1
             for part in PARTS

@@ -46,6 +46,13 @@ def test_a_bug_keeps_its_traceback(bug):
         command_line.run(bug)
 
 
+@pytest.mark.parametrize('main', [pruning.main, weight_share.main, huffman_coding.main])
+def test_an_empty_argument_is_refused_in_one_line(main, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main([''])
+    assert capsys.readouterr().err.startswith('error: unrecognized arguments: ')
+
+
 # ---- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 @CTRL_C
@@ -88,7 +95,7 @@ def test_ctrl_c_at_the_last_accuracy_of_pruning_can_be_resumed(monkeypatch, caps
     with monkeypatch.context() as patch:
         ctrl_c_at('accuracy_after_retraining', patch)
         assert interrupted(pruning.main, PRUNING, capsys) == (
-            f'interrupted: the same command with --resume goes on from {PATH}\n')
+            f'interrupted: the same command with --resume (in place of --restart) goes on from {PATH}\n')
     saved = Path('saves/model_after_retraining.ptmodel').read_bytes()
     pruning.main([*PRUNING, '--resume'])
     assert Path('saves/model_after_retraining.ptmodel').read_bytes() == saved and not PATH.exists()

@@ -112,6 +112,11 @@ def test_an_unreadable_image_is_named(content):
         load_images('images')
 
 
+def test_a_path_object_is_as_good_as_text():
+    with pytest.raises(ValueError, match='^nowhere: no such folder'):
+        load_images(Path('nowhere'))
+
+
 @pytest.mark.parametrize('missing', ['images/test/dog/0.png', 'images/test/dog'])
 def test_folders_without_images_are_refused(missing):
     make_folder()
@@ -124,7 +129,7 @@ def test_folders_without_images_are_refused(missing):
 
 def test_a_folder_with_only_one_split_is_not_taken_for_a_place_to_download_to():
     make_folder(splits=['train'])
-    with pytest.raises(FileNotFoundError, match='^images: has train/ but no test/, expected images in both$'):
+    with pytest.raises(ValueError, match='^images: has train/ but no test/, expected images in both$'):
         load_images('images')
 
 

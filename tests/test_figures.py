@@ -41,20 +41,32 @@ def test_the_sensitivity_has_a_line_for_each_layer_and_a_point_for_each_percenta
 
 
 def test_the_history_has_loss_accuracy_and_weights_on_one_axis_of_epochs(drawn):
-    rows = [('initial training', 2.0, 1000, 30.), ('initial training', 1.5, 1000, 40.), ('pruning', 1.7, 100, None),
-            ('retraining', 1.2, 10, 50.)]
-    history = [dict(zip(('phase', 'loss', 'alive', 'accuracy'), row, strict=True)) for row in rows]
+    rows = [('initial training', 2.0, 1000, 90, 30.), ('initial training', 1.5, 1000, 90, 40.),
+            ('pruning', 1.7, 100, 40, None), ('retraining', 1.2, 10, 30, 50.)]
+    history = [dict(zip(('phase', 'loss', 'alive', 'units', 'accuracy'), row, strict=True)) for row in rows]
     figures.draw_history(history, '300 held-out training images', 'figures')
-    loss, accuracy, alive = drawn['history'].axes
-    for axes, values in (loss, [2, 1.5, 1.7, 1.2]), (accuracy, [30, 40, np.nan, 50]), (alive, [1000, 1000, 100, 10]):
+    loss, accuracy, alive, units = drawn['history'].axes
+    for axes, values in [(loss, [2, 1.5, 1.7, 1.2]), (accuracy, [30, 40, np.nan, 50]), (alive, [1000, 1000, 100, 10]),
+                         (units, [90, 90, 40, 30])]:
         assert axes.lines[0].get_xdata().tolist() == [1, 2, 3, 4]
         np.testing.assert_array_equal(axes.lines[0].get_ydata(), values)
     phases = {text.get_text() for text in drawn['history'].legends[0].get_texts()}
     assert phases == {'initial training', 'pruning', 'retraining'}
     assert [(span.get_x(), span.get_width()) for span in loss.patches] == [(0.5, 2), (2.5, 1), (3.5, 1)]
-    assert (loss.get_ylabel(), accuracy.get_ylabel(), alive.get_xlabel()) == (
-        'training loss (nats)', 'accuracy (%) on\n300 held-out training images', 'epochs')
-    assert alive.get_yscale() == 'log'
+    assert (loss.get_ylabel(), accuracy.get_ylabel(), units.get_ylabel(), units.get_xlabel()) == (
+        'training loss (nats)', 'accuracy (%) on\n300 held-out training images', 'hidden units in use', 'epochs')
+    assert alive.get_yscale() == units.get_yscale() == 'log'
+
+
+def test_the_network_is_shown_before_and_after_pruning(drawn):
+    figures.draw_network({'conv1': figures.LayerSize(64, 60, 23232, 700), 'fc1': figures.LayerSize(4096, 9, 10**6, 70)},
+                         'figures')
+    units, weights = drawn['network'].axes
+    assert [bar.get_width() for bar in units.patches] == [64, 4096, 60, 9]
+    assert [bar.get_width() for bar in weights.patches] == [23232, 10**6, 700, 70]
+    assert [text.get_text().strip() for text in weights.texts] == ['23,232', '1,000,000', '700', '70']
+    assert [text.get_text() for text in units.get_yticklabels()] == ['conv1', 'fc1']
+    assert (units.get_xlabel(), weights.get_xlabel()) == ('units (logarithmic)', 'weights (logarithmic)')
 
 
 def shared_layer(n):
@@ -142,11 +154,12 @@ def test_the_scripts_draw_all_figures(small_runs):
     digits = ['--data', 'digits', '--no-cuda', '--figures', 'figures']
     pruning.main([*digits, '--epochs', '1', '--keep', '20000', '--prune-steps', '2', '--retrain-epochs', '1',
                   '--validation', '5'])
-    assert sorted(path.stem for path in Path('figures').iterdir()) == ['history', 'sensitivity']
+    assert sorted(path.stem for path in Path('figures').iterdir()) == ['history', 'network', 'sensitivity']
     weight_share.main([*digits, '--epochs', '1', '--validation', '5'])
     huffman_coding.main(digits)
     assert sorted(path.name for path in Path('figures').iterdir()) == [
-        'bytes.png', 'centroids.png', 'code_lengths.png', 'history.png', 'sensitivity.png', 'sharing.png']
+        'bytes.png', 'centroids.png', 'code_lengths.png', 'history.png', 'network.png', 'sensitivity.png',
+        'sharing.png']
     assert all(path.read_bytes()[:4] == b'\x89PNG' for path in Path('figures').iterdir())
 
 

@@ -260,7 +260,7 @@ def test_the_logged_accuracies_are_those_of_a_run_on_the_cpu(on_cpu, on_pretend_
 
 def test_all_figures_are_drawn(on_pretend_device):
     assert sorted(path.stem for path in (on_pretend_device / 'figures').iterdir()) == [
-        'bytes', 'centroids', 'code_lengths', 'history', 'sensitivity', 'sharing']
+        'bytes', 'centroids', 'code_lengths', 'history', 'network', 'sensitivity', 'sharing']
 
 
 def test_a_photo_is_classified_as_on_the_cpu(on_cpu, on_pretend_device, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from torch import nn
 from net import prune
 from net.live import live_part, live_units
 from net.models import AlexNet
-from net.prune import PruningModule, count_threshold, fraction_to_keep, number_to_keep
+from net.prune import PruningModule, count_threshold, fraction_to_keep, number_to_keep, percentile_threshold
 
 
 class TinyNet(PruningModule):
@@ -93,6 +93,14 @@ def test_percentile_thresholds_agree_with_numpy(percent):
     threshold = np.percentile(np.abs(weights), 100 - percent)
     net.prune_by_percentile({'fc1': percent})
     assert np.array_equal(net.fc1.weight.detach().numpy() != 0, np.abs(weights) >= threshold)
+
+
+@pytest.mark.parametrize('n', [101, 1001])
+def test_every_whole_percentage_cuts_where_numpy_cuts(n):
+    """Also where the cut falls on a weight, which must stay."""
+    magnitudes = torch.arange(1., n + 1)
+    for percent in range(101):
+        assert percentile_threshold(magnitudes, percent) == np.percentile(magnitudes.double().numpy(), 100 - percent)
 
 
 def test_thresholds_are_float64(net):
@@ -200,7 +208,7 @@ def test_at_least_one_weight_is_kept(net, keep):
 
 def test_another_criterion_is_one_function_in_the_table(net, monkeypatch):
     monkeypatch.setitem(prune.CRITERIA, 'magnitude', lambda weights: weights[weights != 0].abs().double().sort().values)
-    net.prune_to_budget(5, criterion='magnitude')  # all five are in conv1; one of fc1 stays all the same
+    net.prune_to_budget(5, score='magnitude')  # all five are in conv1; one of fc1 stays all the same
     assert net.conv1.weight.flatten().tolist() == [0, 0, 0, -4, 5, -6, 7, -8]
     assert counts(net) == {'conv1': 5, 'fc1': 1}
 

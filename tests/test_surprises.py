@@ -129,7 +129,8 @@ class Elsewhere:
                 'python huffman_coding.py --student-id x1'),
     (True, [], 'x1.ptmodel remembers the GPU. For a grader without one: '
                'python huffman_coding.py --student-id x1 --no-cuda'),
-    (True, ['--data', 'my images'], "python huffman_coding.py --data 'my images' --student-id x1 --no-cuda")])
+    (True, ['--data', 'my images', '--load-model-path', 'x'],
+     "python huffman_coding.py --data 'my images' --load-model-path x --student-id x1 --no-cuda")])
 def test_what_is_handed_in_remembers_a_device_and_the_other_one_is_a_command_away(
         on_gpu, arguments, message, monkeypatch, capsys):
     model = AlexNet()
@@ -169,6 +170,14 @@ def test_patterns_that_the_shell_did_not_expand_are_expanded(capsys):
     huffman_coding.main(['--classify', '*.png', 'c.jpg', '--no-cuda'])
     names = [line.split(':')[0] for line in capsys.readouterr().out.splitlines()]
     assert names[-3:] == ['a.png', 'b.png', 'c.jpg']
+
+
+@pytest.mark.parametrize('arguments', [['--classify'], ['--export', 'x.pt2', '--from-compact', 'x.dcan']])
+def test_data_that_was_named_is_not_passed_over_when_it_is_broken(arguments):
+    make_folder('half', splits=['test'])
+    shutil.copy(huffman_coding.SHIPPED, 'x.dcan')
+    line = error_of(huffman_coding.main, [*arguments, '--data', 'half', '--no-cuda'])
+    assert line == 'half: has test/ but no train/, expected images in both'
 
 
 def test_classify_alone_says_what_it_needs():
