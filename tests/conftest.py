@@ -1,13 +1,31 @@
+import os
 import tempfile
 
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
+from small import make_small
 
 set_hypothesis_home_dir(tempfile.mkdtemp())  # nothing is written beside the tests
 settings.register_profile('same cases every time, on slow machines too', derandomize=True, database=None, deadline=None)
 settings.load_profile('same cases every time, on slow machines too')
+
+# Each process of the tests has one core, and so has each script that it starts.
+torch.set_num_threads(1)
+os.environ['OMP_NUM_THREADS'] = '1'
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The slow tests come first, so that no process of the tests begins a long one when the others are done.
+
+    What needs the scripts to have run goes to one process, which runs them once.
+    """
+    items.sort(key=lambda item: item.get_closest_marker('slow') is None)
+    for item in items:
+        if 'finished' in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group('finished'))
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +33,9 @@ def in_temporary_directory(tmp_path, monkeypatch):
     """The scripts write beside where they are started: every test starts in a folder of its own, with one seed."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_runs(monkeypatch):
+    """AlexNets with fewer units, and a few images in place of the digits."""
+    make_small(monkeypatch.setattr)

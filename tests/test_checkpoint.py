@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hostile import RunsCommand
+from small import WIDTHS
 
 import pruning
 import weight_share
@@ -19,6 +20,8 @@ from net.live import live_part, remove_dead_weights
 from net.models import AlexNet
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
 
+pytestmark = pytest.mark.usefixtures('small_runs')
+
 
 @pytest.fixture(scope='module')
 def images():
@@ -29,7 +32,7 @@ def images():
 @pytest.fixture(scope='module')
 def pruned():
     torch.manual_seed(1)
-    model = AlexNet()
+    model = AlexNet(widths=WIDTHS)
     model.prune_to_budget(30_000)
     remove_dead_weights(model, drop_constants=True)
     return model
@@ -162,7 +165,7 @@ def flip_a_byte():
 
 DAMAGES = {
     'one byte': (flip_a_byte, 'not a readable checkpoint (truncated, damaged'),
-    'truncated': (lambda: os.truncate(PATH, 1_000_000), 'not a readable checkpoint (truncated, damaged'),
+    'truncated': (lambda: os.truncate(PATH, 100_000), 'not a readable checkpoint (truncated, damaged'),
     'empty': (lambda: os.truncate(PATH, 0), 'not a readable checkpoint (truncated, damaged'),
     'a command': (lambda: save_archive(RunsCommand(), PATH), 'refused, no checkpoint or more than that in it'),
     'another file': (lambda: save_archive([1, 2], PATH), 'not a checkpoint of these scripts'),

@@ -324,6 +324,7 @@ with torch.random.fork_rng():
     SMALL = compact_from_model(sparse_model(n_kept=8))
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(st.tuples(st.sampled_from(['flip', 'drop', 'insert', 'cut']), st.integers(0, len(SMALL) - 10),
                           st.integers(0, 7)), min_size=1, max_size=3))

@@ -71,6 +71,7 @@ changes = st.tuples(st.sampled_from([flip, drop, insert, truncate, append]), st.
                     st.one_of(st.binary(min_size=1, max_size=9), st.integers(1, 4000).map(bytes)))  # zeros: deep trees
 
 
+@pytest.mark.slow
 @given(which=st.integers(0, 22), damages=st.lists(changes, min_size=1, max_size=3))
 @settings(max_examples=CASES)
 def test_any_damage_is_refused_by_file_or_gives_a_model_of_the_right_shape(which, damages, files):

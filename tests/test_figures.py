@@ -150,12 +150,12 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(monkeypatch):
     assert os.listdir() == ['code_lengths.png'] and Path('code_lengths.png').read_text() == 'old'
 
 
-def test_the_scripts_draw_all_figures_on_digits():
+def test_the_scripts_draw_all_figures(small_runs):
     digits = ['--data', 'digits', '--no-cuda', '--figures', 'figures']
     pruning.main([*digits, '--epochs', '1', '--keep', '20000', '--prune-steps', '2', '--retrain-epochs', '1',
-                  '--validation', '100'])
+                  '--validation', '5'])
     assert sorted(path.stem for path in Path('figures').iterdir()) == ['history', 'network', 'sensitivity']
-    weight_share.main([*digits, '--epochs', '1', '--validation', '100'])
+    weight_share.main([*digits, '--epochs', '1', '--validation', '5'])
     huffman_coding.main(digits)
     assert sorted(path.name for path in Path('figures').iterdir()) == [
         'bytes.png', 'centroids.png', 'code_lengths.png', 'history.png', 'network.png', 'sensitivity.png',
@@ -163,7 +163,7 @@ def test_the_scripts_draw_all_figures_on_digits():
     assert all(path.read_bytes()[:4] == b'\x89PNG' for path in Path('figures').iterdir())
 
 
-def test_a_scan_prunes_one_layer_at_a_time_and_leaves_the_model_as_it_was():
+def test_a_scan_prunes_one_layer_at_a_time_and_leaves_the_model_as_it_was(small_runs):
     model, seen = AlexNet(), []
     before = [param.clone() for param in model.parameters()]
     scan = pruning.sensitivity_scan(model, lambda model: seen.append(

@@ -1,50 +1,71 @@
 """The scripts, killed at any moment, stopped by Ctrl-C, or on a full disk: nothing is lost, nothing half-written."""
 import os
-import resource
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
+import small
 import torch
 
 import huffman_coding
 import pruning
+import weight_share
+from net import command_line
 from net.huffmancoding import huffman_decode_model, huffman_encode_model
 from net.models import AlexNet, load_model, save_model
 
 ROOT = Path(pruning.__file__).parent
 DIGITS = ['--data', 'digits', '--no-cuda']
-PRUNING = ['pruning.py', *DIGITS, '--epochs', '3', '--prune-steps', '4', '--keep', '20000', '--retrain-epochs', '4']
-SHARING = ['weight_share.py', *DIGITS, '--epochs', '3']
-ENCODING = ['huffman_coding.py', *DIGITS]
+PRUNING = [pruning, *DIGITS, '--epochs', '3', '--prune-steps', '4', '--keep', '20000', '--retrain-epochs', '4']
+SHARING = [weight_share, *DIGITS, '--epochs', '3']
+ENCODING = [huffman_coding, *DIGITS]
+SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='no such signals can be sent to another process')
+THREADS = 2  # the results do not depend on which of them is faster
+
+pytestmark = pytest.mark.usefixtures('small_runs')
 
 
-def start(command, folder='.', **kwargs):
-    """A script as a process whose lines can be read as soon as they are printed."""
-    return subprocess.Popen([sys.executable, '-u', ROOT / command[0], *command[1:]], cwd=folder, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
-
-
-def run(command, folder='.', **kwargs):
-    """-> exit status, standard error."""
-    process = start(command, folder, **kwargs)
-    error = process.communicate()[1]
-    return process.returncode, error
-
-
-def stop_at(line, command, stop_signal=signal.SIGKILL):
-    """Send the signal as soon as the script prints a line that starts like this -> exit status, standard error."""
-    process = start(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # whoever runs the tests
+def stop_at(line, command, stop):
+    """Stop a script, as a process, as soon as it prints a line that starts like this -> exit status, standard error."""
+    script, *arguments = command
+    process = subprocess.Popen(
+        [sys.executable, '-u', small.__file__, script.__file__, *arguments], text=True, encoding='utf-8',
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': str(THREADS)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # whoever runs the tests
     for printed in process.stdout:
         if printed.startswith(line):
-            process.send_signal(stop_signal)
+            stop(process)
             break
     else:
-        pytest.fail(f'{command[0]} did not print {line!r}: {process.communicate()[1]}')
+        pytest.fail(f'{script.__file__} did not print {line!r}: {process.communicate()[1]}')
     error = process.communicate()[1]
     return process.returncode, error
+
+
+def kill_at(line, command):
+    assert stop_at(line, command, subprocess.Popen.kill)[0] == -9  # SIGKILL
+
+
+def run(command):
+    """A script in this process."""
+    script, *arguments = command
+    torch.set_num_threads(THREADS)
+    script.main(arguments)
+    torch.set_num_threads(1)
+
+
+def error_of(command):
+    """The line that a script ends with, and exit status 1."""
+    script, *arguments = command
+    with pytest.raises(SystemExit) as stopped:
+        command_line.run(lambda: script.main(arguments))
+    assert stopped.value.code.startswith('error: ') and '\n' not in stopped.value.code
+    return stopped.value.code
 
 
 def resume_where_there_is_something(command):
@@ -59,11 +80,11 @@ def same_parameters(a, b):
 def uninterrupted(tmp_path_factory):
     """A folder in which all three scripts have run without interruption."""
     folder = tmp_path_factory.mktemp('uninterrupted')
-    for command in PRUNING, SHARING, ENCODING:
-        assert run(command, folder)[0] == 0
+    with pytest.MonkeyPatch.context() as patch, chdir(folder):
+        small.make_small(patch.setattr)
+        for command in PRUNING, SHARING, ENCODING:
+            run(command)
     return folder
-
-
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
 # A line is printed just before what it announces: before an epoch, before its checkpoint, before a model is saved.
@@ -71,23 +92,25 @@ PRUNING_MOMENTS = ['--- Initial training', 'Epoch 1/3', 'Epoch 2/3', 'Epoch 3/3'
                    'Pruning step 3/4', '--- After pruning', 'Epoch 2/4', 'Epoch 4/4']
 
 
+@SIGNALS
 @pytest.mark.slow
 def test_pruning_killed_at_ten_moments_and_resumed_ends_in_the_same_weights(uninterrupted):
     for moment in PRUNING_MOMENTS:
-        assert stop_at(moment, resume_where_there_is_something(PRUNING))[0] == -signal.SIGKILL
+        kill_at(moment, resume_where_there_is_something(PRUNING))
         assert not Path('saves/model_after_retraining.ptmodel').exists() or moment == 'Epoch 4/4'
-    assert run(resume_where_there_is_something(PRUNING))[0] == 0
+    run(resume_where_there_is_something(PRUNING))
     for name in 'saves/initial_model.ptmodel', 'saves/model_after_retraining.ptmodel':
         assert same_parameters(name, uninterrupted / name)
     assert not Path('saves/checkpoint.pt').exists()
 
 
+@SIGNALS
 @pytest.mark.slow
 def test_weight_sharing_killed_at_four_moments_and_resumed_ends_in_the_same_weights(uninterrupted):
     sharing = [*SHARING, '--load-model-path', str(uninterrupted / 'saves/model_after_retraining.ptmodel')]
     for moment in ['--- Training', 'Epoch 1/3', 'Epoch 2/3', 'Epoch 3/3']:
-        assert stop_at(moment, resume_where_there_is_something(sharing))[0] == -signal.SIGKILL
-    assert run(resume_where_there_is_something(sharing))[0] == 0
+        kill_at(moment, resume_where_there_is_something(sharing))
+    run(resume_where_there_is_something(sharing))
     name = 'saves/model_after_weight_sharing.ptmodel'
     assert same_parameters(name, uninterrupted / name)
     assert sorted(os.listdir('saves')) == ['model_after_weight_sharing.ptmodel']
@@ -101,6 +124,7 @@ def files(directory):
     return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
 
 
+@SIGNALS
 @pytest.mark.slow
 def test_an_encoder_killed_at_ten_moments_leaves_the_old_files_or_the_new_ones_whole(uninterrupted):
     old_model = load_model(uninterrupted / 'saves/model_after_weight_sharing.ptmodel')
@@ -109,7 +133,7 @@ def test_an_encoder_killed_at_ten_moments_leaves_the_old_files_or_the_new_ones_w
     old, new, found = files('encodings'), files(uninterrupted / 'encodings'), []
     encoding = [*ENCODING, '--load-model-path', str(uninterrupted / 'saves/model_after_weight_sharing.ptmodel')]
     for moment in ENCODING_MOMENTS:
-        assert stop_at(moment, encoding)[0] == -signal.SIGKILL
+        kill_at(moment, encoding)
         huffman_decode_model(AlexNet(), 'encodings')  # recovers, and compares the checksums
         assert files('encodings') in (old, new)
         found.append(files('encodings') == new)
@@ -117,16 +141,17 @@ def test_an_encoder_killed_at_ten_moments_leaves_the_old_files_or_the_new_ones_w
     assert not list(Path().glob('.encodings.*'))
 
 
+@SIGNALS
 @pytest.mark.slow
 def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(uninterrupted):
     Path('saves').mkdir()
-    shared = 'saves/model_after_weight_sharing.ptmodel'
-    Path(shared).symlink_to(uninterrupted / shared)
+    shutil.copy(uninterrupted / 'saves/model_after_weight_sharing.ptmodel', 'saves')
     for command, moment, message in [
             (PRUNING, '--- Initial training', 'there is nothing to resume'),
-            (PRUNING, 'Epoch 2/3', 'the same command with --resume goes on from saves/checkpoint.pt'),
+            (PRUNING, 'Epoch 2/3', f'the same command with --resume goes on from {Path("saves/checkpoint.pt")}'),
             (ENCODING, '--- Accuracy before', 'there is nothing to resume')]:
-        assert stop_at(moment, command, signal.SIGINT) == (130, f'interrupted: {message}\n')
+        assert stop_at(moment, command, lambda process: process.send_signal(signal.SIGINT)) == (
+            130, f'interrupted: {message}\n')
 
 
 # ---- the same seed ---------------------------------------------------------------------------------------------------
@@ -134,7 +159,7 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(uninterrupted):
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_in_all_three_scripts(uninterrupted):
     for command in PRUNING, SHARING, ENCODING:
-        assert run(command)[0] == 0
+        run(command)
     for name in 'initial_model', 'model_after_retraining', 'model_after_weight_sharing':
         path = Path('saves', f'{name}.ptmodel')
         assert path.read_bytes() == (uninterrupted / path).read_bytes()
@@ -143,9 +168,16 @@ def test_the_same_seed_gives_the_same_bytes_in_all_three_scripts(uninterrupted):
 
 # ---- full disk, read-only folder -------------------------------------------------------------------------------------
 
-def limit(n_bytes):
-    """What a new process does first: files cannot grow beyond this size, as on a full disk."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+@contextmanager
+def full_disk(n_bytes):
+    """Within this context files cannot grow beyond this size."""
+    resource = pytest.importorskip('resource', reason='needs a limit of the size of files')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def small_model(path):
@@ -154,6 +186,7 @@ def small_model(path):
     for param in model.parameters():
         param.data = torch.where(torch.arange(param.numel()) % 1009 == 0, 0.5, 0.).reshape(param.shape)
     save_model(model, path)
+    return model
 
 
 def tree_of_files(folder='.'):
@@ -161,7 +194,7 @@ def tree_of_files(folder='.'):
 
 
 FULL = {  # what does not fit -> script, the largest file possible, what the error names
-    'a checkpoint': (PRUNING, 1_000_000, 'saves/checkpoint.pt'),
+    'a checkpoint': ([*PRUNING, '--epochs', '1'], 1_000_000, 'saves/checkpoint_start_initial_training.pt'),
     'a .ptmodel': ([*SHARING, '--epochs', '0'], 1_000_000, 'saves/model_after_weight_sharing.ptmodel'),
     'an encoding': (ENCODING, 2_000, '.encodings.new/conv2.weight_csr_indptr.bin'),
     'the log': ([*ENCODING, '--log', 'long.txt'], 500, 'long.txt'),
@@ -170,44 +203,44 @@ FULL = {  # what does not fit -> script, the largest file possible, what the err
 
 
 @pytest.mark.parametrize('command, n_bytes, named', FULL.values(), ids=FULL)
-def test_what_does_not_fit_on_the_disk_leaves_the_old_file_and_nothing_else(command, n_bytes, named):
-    small_model('saves/model_after_retraining.ptmodel')
-    small_model('saves/model_after_weight_sharing.ptmodel')
-    huffman_encode_model(load_model('saves/model_after_weight_sharing.ptmodel'), 'encodings', os.devnull)
-    Path('small.dcan').write_text('old')
-    Path('long.txt').write_text('x' * 490)
+def test_what_does_not_fit_on_the_disk_leaves_the_old_file_and_nothing_else(command, n_bytes, named, capsys):
+    """What is printed is kept in memory: the limit holds for the files of the tests as well."""
+    model = small_model('saves/model_after_retraining.ptmodel')
+    shutil.copy('saves/model_after_retraining.ptmodel', 'saves/model_after_weight_sharing.ptmodel')
+    huffman_encode_model(model, 'encodings', os.devnull)
+    Path('small.dcan').write_text('old', encoding='utf-8')
+    Path('long.txt').write_text('x' * 490, encoding='utf-8')
+    Path('.lock').touch()
     before = tree_of_files()
-    status, error = run(command, preexec_fn=limit(n_bytes))
-    assert status == 1
-    assert error.startswith('error: ') and error.endswith(f'{named}: cannot be written (File too large)\n')
-    assert len(error.splitlines()) == 1
+    with full_disk(n_bytes):
+        error = error_of(command)
+    assert error.endswith(f'{Path(named)}: cannot be written (File too large)')
     assert tree_of_files() == before
 
 
 def test_a_submission_that_does_not_fit_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr(os, 'fsync', lambda file: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
     with pytest.raises(OSError, match='x1.ptmodel: cannot be written .No space left on device.'):
-        huffman_coding.write_submission(AlexNet(), 'x1')
+        huffman_coding.write_submission(AlexNet(), huffman_coding.parse_args(['--student-id', 'x1']))
     assert os.listdir() == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
-@pytest.mark.parametrize('command, message', [
-    (PRUNING, 'saves'), (SHARING, 'saves'), (ENCODING, '.encodings.new')])
-def test_a_read_only_folder_ends_in_one_line(command, message, uninterrupted):
-    command = [*command, '--load-model-path', str(uninterrupted / 'saves/model_after_weight_sharing.ptmodel')]
+@pytest.mark.skipif(getattr(os, 'geteuid', int)() == 0, reason='root, or anybody on Windows, may write into any folder')
+@pytest.mark.parametrize('command', [PRUNING, SHARING, ENCODING], ids=lambda command: command[0].__name__)
+def test_a_read_only_folder_ends_in_one_line(command):
+    small_model(Path('../small.ptmodel').absolute())
     Path('log.txt').touch()
     os.chmod('.', 0o500)
-    status, error = run(command)
+    error = error_of([*command, '--load-model-path', '../small.ptmodel'])
     os.chmod('.', 0o700)
-    assert status == 1 and len(error.splitlines()) == 1 and 'Permission denied' in error and message in error
+    assert error == 'error: .lock: cannot be written (Permission denied)'
     assert os.listdir() == ['log.txt']
 
 
-@pytest.mark.parametrize('command', [PRUNING, [*SHARING, '--load-model-path', 'small.ptmodel']], ids=lambda c: c[0])
+@pytest.mark.parametrize('command', [PRUNING, [*SHARING, '--load-model-path', 'small.ptmodel']],
+                         ids=lambda command: command[0].__name__)
 def test_a_file_in_place_of_the_folder_of_models_ends_in_one_line(command):
     small_model('small.ptmodel')
-    Path('saves').write_text('mine')
-    status, error = run(command)
-    assert status == 1 and len(error.splitlines()) == 1 and "File exists: 'saves'" in error
-    assert Path('saves').read_text() == 'mine'
+    Path('saves').write_text('mine', encoding='utf-8')
+    assert "'saves'" in error_of(command)
+    assert Path('saves').read_text(encoding='utf-8') == 'mine'

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Sequential
+from small import WIDTHS
 from torch import nn
 
 from net.live import live_network, live_part, live_units, remove_dead_weights, sort_units
@@ -47,14 +48,14 @@ class Convolutions(PruningModule):
 
 
 def sparse_alexnet(seed):
-    """An AlexNet with some weights between 30 random units of each layer, and 100 more anywhere: most of those dead."""
+    """An AlexNet with some weights between 15 random units of each layer, and 50 more anywhere: most of those dead."""
     torch.manual_seed(seed)
-    model = AlexNet()
+    model = AlexNet(widths=WIDTHS)
     inputs = torch.arange(3)
     for _, layer in model.layers():
         weight = layer.weight.data
-        outputs = torch.arange(10) if layer is model.fc3 else torch.randperm(len(weight))[:30]
-        keep = torch.rand(weight.shape) < 100 / weight.numel()
+        outputs = torch.arange(10) if layer is model.fc3 else torch.randperm(len(weight))[:15]
+        keep = torch.rand(weight.shape) < 50 / weight.numel()
         keep[outputs[:, None], inputs] |= torch.rand(keep[outputs[:, None], inputs].shape) < 0.2
         n_read = 0.2 * len(inputs) * weight[0, 0].numel()  # weights of a unit; outputs keep their scale
         layer.weight.data = torch.where(keep, torch.randn(weight.shape) * (2 / n_read) ** 0.5, 0)
@@ -161,7 +162,7 @@ def test_the_live_part_is_small_and_computes_the_same():
     pixels = torch.randn(8, 3, 32, 32)
     outputs = model(pixels)
     with live_part(model):
-        assert sum(param.numel() for param in model.parameters()) < 500_000  # of 20 million
+        assert sum(param.numel() for param in model.parameters()) < 250_000  # of 1.4 million
         assert torch.allclose(model(pixels), outputs, atol=1e-5)
     assert torch.equal(model(pixels), outputs)
 
@@ -254,7 +255,7 @@ def test_training_the_live_part_is_training_the_whole_masked_network(make_optimi
                 assert torch.allclose(other, value, rtol=1e-6, atol=1e-9 * value.abs().max().item()), (name, key)
         prune_half(whole, optimizers[0])
         prune_half(part, optimizers[1])
-    assert sizes[1] < sizes[0] < 500_000
+    assert sizes[1] < sizes[0] < 250_000
 
 
 def test_gradients_of_the_live_part_are_those_of_the_whole_network():

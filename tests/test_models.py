@@ -99,6 +99,7 @@ def rename_layer(model):
     model.fc4 = model._modules.pop('fc1')
 
 
+@pytest.mark.usefixtures('small_runs')
 @pytest.mark.filterwarnings('ignore:Validating sparse tensor invariants')
 @pytest.mark.parametrize('content, message', [
     (lambda: AlexNet().state_dict(), 'holds a OrderedDict, expected a whole net.models.AlexNet'),

@@ -8,7 +8,7 @@ from networks import Sequential
 from torch import nn
 
 import pruning
-from net.data import Images, load_images
+from net.data import Images
 from net.live import count_hidden_units, live_part, live_units
 from net.models import AlexNet
 
@@ -123,36 +123,30 @@ def test_one_step_keeps_exactly_the_percentages_of_the_paper(monkeypatch):
     assert asked == [AlexNet.DEFAULT_PRUNE_RATE]
 
 
-@pytest.fixture
-def few_digits():
-    images = load_images('digits')
-    return Images(images.pixels[:200], images.labels[:200], images.classes)
-
-
+@pytest.mark.usefixtures('small_runs')
 @pytest.mark.parametrize('crop, expected', [('always', True), ('first', False)])
-def test_random_crops_can_end_with_the_first_training(crop, expected, few_digits, monkeypatch):
+def test_random_crops_can_end_with_the_first_training(crop, expected, images, monkeypatch):
     crops = []
     monkeypatch.setattr(pruning, 'train_epoch', lambda *args: crops.append(args[-1]))
-    pruning.prune_gradually(AlexNet(), few_digits, pruning.parse_args(['--crop', crop, '--prune-steps', '3']))
+    pruning.prune_gradually(AlexNet(), images, pruning.parse_args(['--crop', crop, '--prune-steps', '3']))
     assert crops == [expected] * 2
 
 
-def test_pruning_goes_on_from_a_pruned_model(few_digits, monkeypatch):
-    """From 2 to 1 million weights in two steps: 2^(1 - (1 - 1/2)^3) times fewer, then twice as few."""
+def test_pruning_goes_on_from_a_pruned_model(images, small_runs, monkeypatch):
+    """From 200,000 to 100,000 weights in two steps: 2^(1 - (1 - 1/2)^3) times fewer, then twice as few."""
     model, asked = AlexNet(), []
-    model.prune_to_budget(2_000_000)
+    model.prune_to_budget(200_000)
     prune_to_budget = model.prune_to_budget
     monkeypatch.setattr(model, 'prune_to_budget',
                         lambda keep, *args: asked.append(keep) or prune_to_budget(keep, *args))
     monkeypatch.setattr(pruning, 'train_epoch', lambda *args: None)
-    pruning.prune_gradually(model, few_digits, pruning.parse_args(['--keep', '1000000', '--prune-steps', '2']))
-    assert asked == [int(2_000_000 / 2**0.875), 1_000_000]
+    pruning.prune_gradually(model, images, pruning.parse_args(['--keep', '100000', '--prune-steps', '2']))
+    assert asked == [int(200_000 / 2**0.875), 100_000]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('goal', [['--keep', '20000'], ['--rates', 'conv1=50,conv2=2,conv3=1,conv4=1,conv5=1,fc1=0.5,'
                                                                    'fc2=0.05,fc3=10']], ids=['keep', 'rates'])
-def test_weights_once_pruned_stay_pruned_until_the_goal_is_reached(goal, few_digits, monkeypatch):
+def test_weights_once_pruned_stay_pruned_until_the_goal_is_reached(goal, images, small_runs, monkeypatch):
     model, previous, counts = AlexNet(), None, []
     prune = pruning.prune
 
@@ -165,22 +159,22 @@ def test_weights_once_pruned_stay_pruned_until_the_goal_is_reached(goal, few_dig
         previous = alive
         counts.append({name: int(torch.count_nonzero(layer.weight)) for name, layer in model.layers()})
     monkeypatch.setattr(pruning, 'prune', watched)
-    pruning.prune_gradually(model, few_digits, pruning.parse_args([*goal, '--prune-steps', '3', '--batch-size', '100']))
+    pruning.prune_gradually(model, images, pruning.parse_args([*goal, '--prune-steps', '3', '--batch-size', '100']))
     totals = [sum(count.values()) for count in counts]
     assert len(totals) == 3 and totals[0] > totals[1] > totals[2]
     if goal[0] == '--keep':
         assert 15_000 < totals[-1] <= 20_000  # dead weights go as well
     else:
-        assert counts[-1]['conv1'] <= 11_616 and 0.9 * 6_144 < counts[-1]['conv2'] <= 6_144
-        assert counts[-1]['fc3'] <= 4_096
+        assert counts[-1]['conv1'] <= 11_616 and 0.9 * 2_048 < counts[-1]['conv2'] <= 2_048
+        assert counts[-1]['fc3'] <= 1_024
 
 
-def test_units_go_step_by_step_until_their_goal_is_reached(few_digits, monkeypatch):
+def test_units_go_step_by_step_until_their_goal_is_reached(images, small_runs, monkeypatch):
     args = pruning.parse_args(['--start-units', '140', '--keep-units', '70', '--keep', '3000', '--prune-steps', '2'])
     model, asked = pruning.new_model(args, 10), []
     prune_units = model.prune_units
     monkeypatch.setattr(model, 'prune_units', lambda keep: asked.append(keep) or prune_units(keep))
-    pruning.prune_gradually(model, few_digits, args)
+    pruning.prune_gradually(model, images, args)
     assert asked == [int(140 / 2**0.875), 70] and count_hidden_units(model) <= 70
 
 

@@ -18,6 +18,8 @@ from net.models import AlexNet, save_model
 
 DIGITS = ['--data', 'digits', '--no-cuda']
 
+pytestmark = pytest.mark.usefixtures('small_runs')
+
 
 @pytest.fixture(autouse=True)
 def no_download(monkeypatch):

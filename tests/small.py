@@ -1,0 +1,33 @@
+"""A network with fewer units and a few made-up images, where a script has to run and need not learn.
+
+As a script it starts another one on them, without the seconds that scikit-learn takes to import:
+
+    python tests/small.py pruning.py --data digits --epochs 1
+"""
+import runpy
+import sys
+
+import torch
+
+from net import data
+from net.models import AlexNet
+
+WIDTHS = 64, 64, 64, 64, 64, 1024, 1024  # units of the hidden layers: 1.4 million parameters
+
+
+def load_few(train):
+    """20 images to train on, or 10 others to test with, of ten classes."""
+    n = 20 if train else 10
+    pixels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    return data.Images(pixels, torch.arange(n) % 10, tuple('0123456789'))
+
+
+def make_small(set_attribute=setattr):
+    set_attribute(AlexNet.__init__, '__defaults__', (10, WIDTHS))
+    set_attribute(data, '_load_digits', load_few)
+
+
+if __name__ == '__main__':
+    make_small()
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name='__main__')
