@@ -100,7 +100,7 @@ def draw_network(layers, folder):
             for place, value in zip(places, values, strict=True):
                 axes.annotate(f' {value:,}', (max(value, 1), place + shift), va='center', fontsize=8)
         axes.set_xscale('log')
-        axes.set_xlim(1, 30 * max(getattr(layer, kind) for layer in layers.values()))
+        axes.set_xlim(1, 300 * max(getattr(layer, kind) for layer in layers.values()))
         axes.set_xlabel(f'{kind} (logarithmic)')
     all_axes[0].set_yticks(places, layers)
     all_axes[0].invert_yaxis()

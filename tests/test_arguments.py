@@ -63,7 +63,7 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('pruning', '--prune std --keep 4200', '--keep goes with --prune lamp, got --prune std'),
     ('pruning', '--prune percentile --keep 4200', '--keep goes with --prune lamp, got --prune percentile'),
     ('pruning', '--start-units 99 --load-model-path x', '--start-units goes with a first training, got --load-model'),
-    ('pruning', '--start-units 6', '--start-units: must be a whole number, at least 7, got 6'),
+    ('pruning', '--start-units 6', '--start-units: must be a whole number from 7 to 9344, got 6'),
     ('pruning', '--keep-units 6', '--keep-units: must be a whole number, at least 7, got 6'),
     ('pruning', '--prune-lr -1', '--prune-lr: must be a number, at least 0, got -1'),
     ('pruning', '--retrain-weight-decay -1', '--retrain-weight-decay: must be a number, at least 0, got -1'),
