@@ -123,6 +123,7 @@ def decode_compact(args, device):
         print(f'Wrote {args.save_model_path}')
     if args.classify is not None or args.export is not None:
         network = load_compact(path, live_network_from_compact).to(device)
+        print(f'{path}: {Path(path).stat().st_size} bytes, decoded')
         classes = images.classes if images else CIFAR10_CLASSES if args.from_compact is None else None
         use_network(network, photos, images, classes or tuple(map(str, range(network.n_classes))), args)
 

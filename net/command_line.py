@@ -223,7 +223,8 @@ def run(main, checkpoint=None):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         hint = str(stopped) or 'there is nothing to resume'
         if checkpoint and checkpoint.exists():
-            hint = f'the same command with --resume (in place of --restart) goes on from {checkpoint}'
+            instead = ' in place of --restart' if '--restart' in sys.argv else ''
+            hint = f'the same command with --resume{instead} goes on from {checkpoint}'
         print(f'interrupted: {hint}', file=sys.stderr)
         sys.exit(130)
 

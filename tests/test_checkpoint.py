@@ -277,7 +277,7 @@ def test_nothing_to_resume_is_an_error():
 
 
 @pytest.mark.parametrize('written_yet, message', [
-    (True, f'interrupted: the same command with --resume (in place of --restart) goes on from {PATH}\n'),
+    (True, f'interrupted: the same command with --resume goes on from {PATH}\n'),
     (False, 'interrupted: there is nothing to resume\n')])
 def test_ctrl_c_says_how_to_go_on(written_yet, message, capsys):
     def interrupted():

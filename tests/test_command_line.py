@@ -95,7 +95,7 @@ def test_ctrl_c_at_the_last_accuracy_of_pruning_can_be_resumed(monkeypatch, caps
     with monkeypatch.context() as patch:
         ctrl_c_at('accuracy_after_retraining', patch)
         assert interrupted(pruning.main, PRUNING, capsys) == (
-            f'interrupted: the same command with --resume (in place of --restart) goes on from {PATH}\n')
+            f'interrupted: the same command with --resume goes on from {PATH}\n')
     saved = Path('saves/model_after_retraining.ptmodel').read_bytes()
     pruning.main([*PRUNING, '--resume'])
     assert Path('saves/model_after_retraining.ptmodel').read_bytes() == saved and not PATH.exists()

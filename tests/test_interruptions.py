@@ -148,8 +148,7 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(uninterrupted):
     shutil.copy(uninterrupted / 'saves/model_after_weight_sharing.ptmodel', 'saves')
     for command, moment, message in [
             (PRUNING, '--- Initial training', 'there is nothing to resume'),
-            (PRUNING, 'Epoch 2/3', 'the same command with --resume (in place of --restart) goes on from '
-                                   f'{Path("saves/checkpoint.pt")}'),
+            (PRUNING, 'Epoch 2/3', f'the same command with --resume goes on from {Path("saves/checkpoint.pt")}'),
             (ENCODING, '--- Accuracy before', 'there is nothing to resume')]:
         assert stop_at(moment, command, lambda process: process.send_signal(signal.SIGINT)) == (
             130, f'interrupted: {message}\n')
