@@ -16,16 +16,19 @@ torch.set_num_threads(1)
 os.environ['OMP_NUM_THREADS'] = '1'
 
 
+RUNS_OF_ALL_SCRIPTS = {'finished', 'on_cpu', 'on_pretend_device'}  # fixtures
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """The slow tests come first, so that no process of the tests begins a long one when the others are done.
 
-    What needs the scripts to have run goes to one process, which runs them once.
+    Those of a file that need the scripts to have run go to one process, which runs them once.
     """
     items.sort(key=lambda item: item.get_closest_marker('slow') is None)
     for item in items:
-        if 'finished' in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group('finished'))
+        if RUNS_OF_ALL_SCRIPTS & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 @pytest.fixture(autouse=True)

@@ -143,11 +143,11 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(monkeypatch):
     def disk_full(file):
         raise OSError(28, 'No space left on device')
 
-    Path('code_lengths.png').write_text('old')
+    Path('code_lengths.png').write_text('old', encoding='utf-8')
     monkeypatch.setattr(os, 'fsync', disk_full)
     with pytest.raises(OSError, match='^code_lengths.png: cannot be written .No space left on device.$'):
         figures.draw_code_lengths(STREAMS, '.')
-    assert os.listdir() == ['code_lengths.png'] and Path('code_lengths.png').read_text() == 'old'
+    assert os.listdir() == ['code_lengths.png'] and Path('code_lengths.png').read_text(encoding='utf-8') == 'old'
 
 
 def test_the_scripts_draw_all_figures(small_runs):

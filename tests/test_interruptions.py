@@ -33,7 +33,7 @@ def stop_at(line, command, stop):
     """Stop a script, as a process, as soon as it prints a line that starts like this -> exit status, standard error."""
     script, *arguments = command
     process = subprocess.Popen(
-        [sys.executable, '-u', small.__file__, script.__file__, *arguments], text=True, encoding='utf-8',
+        [sys.executable, '-u', small.__file__, script.__file__, *arguments], text=True,
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': str(THREADS)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # whoever runs the tests

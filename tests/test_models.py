@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import RunsCommand
+from hostile import RunsCommand, plant_link
 from torch import nn
 
 import net.models
@@ -66,7 +66,7 @@ def test_the_pickle_names_only_classes_of_torch_and_alexnet():
 
 
 def test_a_crash_while_saving_leaves_the_old_file_and_nothing_else(monkeypatch):
-    Path('model.ptmodel').write_text('old')
+    Path('model.ptmodel').write_text('old', encoding='utf-8')
 
     def disk_full(file):
         raise OSError(28, 'No space left on device')
@@ -74,14 +74,14 @@ def test_a_crash_while_saving_leaves_the_old_file_and_nothing_else(monkeypatch):
     monkeypatch.setattr(os, 'fsync', disk_full)
     with pytest.raises(OSError, match='^model.ptmodel: cannot be written .No space left on device.$'):
         save_model(AlexNet(), 'model.ptmodel')
-    assert os.listdir() == ['model.ptmodel'] and Path('model.ptmodel').read_text() == 'old'
+    assert os.listdir() == ['model.ptmodel'] and Path('model.ptmodel').read_text(encoding='utf-8') == 'old'
 
 
 def test_saving_does_not_follow_a_link_left_in_place_of_the_partial_file():
-    Path('victim').write_text('precious')
-    os.symlink('victim', 'model.ptmodel.partial')
+    Path('victim').write_text('precious', encoding='utf-8')
+    plant_link('model.ptmodel.partial', 'victim')
     save_model(AlexNet(), 'model.ptmodel')
-    assert Path('victim').read_text() == 'precious' and load_model('model.ptmodel')
+    assert Path('victim').read_text(encoding='utf-8') == 'precious' and load_model('model.ptmodel')
 
 
 def with_changed(change):

@@ -54,7 +54,7 @@ def class_folders_without_a_split():
 
 
 def a_file():
-    Path('my').write_text('no folder')
+    Path('my').write_text('no folder', encoding='utf-8')
 
 
 def a_folder_of_another_name():
@@ -205,7 +205,7 @@ def test_a_shared_model_older_than_the_pruned_one_is_pointed_out(age, pointed_ou
     shared_time = Path('saves/model_after_weight_sharing.ptmodel').stat().st_mtime
     os.utime(pruned, (shared_time + age, shared_time + age))
     huffman_coding.main(DIGITS)
-    assert ('Note: saves/model_after_retraining.ptmodel is newer than saves/model_after_weight_sharing.ptmodel: if you '
+    assert (f'Note: {pruned} is newer than saves/model_after_weight_sharing.ptmodel: if you '
             'want it encoded, run weight_share.py first' in capsys.readouterr().out) == pointed_out
 
 
