@@ -4,7 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import chdir, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,10 @@ PRUNING = [pruning, *DIGITS, '--epochs', '3', '--prune-steps', '4', '--keep', '2
 SHARING = [weight_share, *DIGITS, '--epochs', '3']
 ENCODING = [huffman_coding, *DIGITS]
 SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='no such signals can be sent to another process')
-THREADS = 2  # the results do not depend on which of them is faster
+
+# Two threads in all processes, since the results must not depend on which is faster; they wait without using a core.
+ENVIRONMENT = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
+               'OMP_NUM_THREADS': '2', 'OMP_WAIT_POLICY': 'PASSIVE'}
 
 pytestmark = pytest.mark.usefixtures('small_runs')
 
@@ -32,11 +35,9 @@ pytestmark = pytest.mark.usefixtures('small_runs')
 def stop_at(line, command, stop):
     """Stop a script, as a process, as soon as it prints a line that starts like this -> exit status, standard error."""
     script, *arguments = command
-    process = subprocess.Popen(
-        [sys.executable, '-u', small.__file__, script.__file__, *arguments], text=True,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': str(THREADS)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # whoever runs the tests
+    process = subprocess.Popen([sys.executable, '-u', small.__file__, script.__file__, *arguments], env=ENVIRONMENT,
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # whoever runs tests
     for printed in process.stdout:
         if printed.startswith(line):
             stop(process)
@@ -51,12 +52,13 @@ def kill_at(line, command):
     assert stop_at(line, command, subprocess.Popen.kill)[0] == -9  # SIGKILL
 
 
-def run(command):
-    """A script in this process."""
-    script, *arguments = command
-    torch.set_num_threads(THREADS)
-    script.main(arguments)
-    torch.set_num_threads(1)
+def run(*commands, folder='.'):
+    """Scripts, one after the other, in a process of their own."""
+    lines = ['import small, pruning, weight_share, huffman_coding', 'small.make_small()',
+             *(f'{script.__name__}.main({arguments})' for script, *arguments in commands)]
+    done = subprocess.run([sys.executable, '-c', '\n'.join(lines)], cwd=folder, env=ENVIRONMENT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def error_of(command):
@@ -80,10 +82,7 @@ def same_parameters(a, b):
 def uninterrupted(tmp_path_factory):
     """A folder in which all three scripts have run without interruption."""
     folder = tmp_path_factory.mktemp('uninterrupted')
-    with pytest.MonkeyPatch.context() as patch, chdir(folder):
-        small.make_small(patch.setattr)
-        for command in PRUNING, SHARING, ENCODING:
-            run(command)
+    run(PRUNING, SHARING, ENCODING, folder=folder)
     return folder
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
@@ -158,8 +157,7 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(uninterrupted):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_in_all_three_scripts(uninterrupted):
-    for command in PRUNING, SHARING, ENCODING:
-        run(command)
+    run(PRUNING, SHARING, ENCODING)
     for name in 'initial_model', 'model_after_retraining', 'model_after_weight_sharing':
         path = Path('saves', f'{name}.ptmodel')
         assert path.read_bytes() == (uninterrupted / path).read_bytes()
