@@ -1,6 +1,9 @@
 import os
 import tempfile
 
+# Each process of the tests has one core, and so has each script that it starts. OpenMP looks when PyTorch is imported.
+os.environ['OMP_NUM_THREADS'] = '1'
+
 import pytest
 import torch
 from hypothesis import settings
@@ -10,11 +13,6 @@ from small import make_small
 set_hypothesis_home_dir(tempfile.mkdtemp())  # nothing is written beside the tests
 settings.register_profile('same cases every time, on slow machines too', derandomize=True, database=None, deadline=None)
 settings.load_profile('same cases every time, on slow machines too')
-
-# Each process of the tests has one core, and so has each script that it starts.
-torch.set_num_threads(1)
-os.environ['OMP_NUM_THREADS'] = '1'
-
 
 RUNS_OF_ALL_SCRIPTS = {'finished', 'on_cpu', 'on_pretend_device'}  # fixtures
 

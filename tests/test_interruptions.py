@@ -84,6 +84,8 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp('uninterrupted')
     run(PRUNING, SHARING, ENCODING, folder=folder)
     return folder
+
+
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
 # A line is printed just before what it announces: before an epoch, before its checkpoint, before a model is saved.
