@@ -10,6 +10,8 @@ from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from small import make_small
 
+from net.data import load_images
+
 set_hypothesis_home_dir(tempfile.mkdtemp())  # nothing is written beside the tests
 settings.register_profile('same cases every time, on slow machines too', derandomize=True, database=None, deadline=None)
 settings.load_profile('same cases every time, on slow machines too')
@@ -27,6 +29,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if RUNS_OF_ALL_SCRIPTS & set(item.fixturenames):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+        elif 'cifar10_test_images' in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group('cifar10_test_images'))
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +38,14 @@ def in_temporary_directory(tmp_path, monkeypatch):
     """The scripts write beside where they are started: every test starts in a folder of its own, with one seed."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def cifar10_test_images():
+    """The 10,000 test images, read once."""
+    if 'CIFAR10_DIR' not in os.environ:
+        pytest.skip('CIFAR10_DIR names no image folder')
+    return load_images(os.environ['CIFAR10_DIR'], train=False)
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import numpy as np
@@ -159,8 +158,6 @@ def test_torchvisions_cifar10_is_read_where_there_are_no_train_and_test_folders(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif('CIFAR10_DIR' not in os.environ, reason='CIFAR10_DIR names no image folder')
-def test_cifar10_as_an_image_folder_has_its_ten_classes():
-    images = load_images(os.environ['CIFAR10_DIR'], train=False)
-    assert images.classes == tuple('airplane automobile bird cat deer dog frog horse ship truck'.split())
-    assert images.labels.bincount().tolist() == [1000] * 10
+def test_cifar10_as_an_image_folder_has_its_ten_classes(cifar10_test_images):
+    assert cifar10_test_images.classes == tuple('airplane automobile bird cat deer dog frog horse ship truck'.split())
+    assert cifar10_test_images.labels.bincount().tolist() == [1000] * 10

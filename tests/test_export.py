@@ -11,15 +11,15 @@ import torch
 
 import huffman_coding
 from net.compact import live_network_from_compact
-from net.data import load_images, normalize
+from net.data import normalize
 from net.export import CONTRACT
 
 
 @pytest.fixture(scope='module')
-def pixels():
+def pixels(request):
     """1,000 images: of the test set of CIFAR-10, where it is, else of noise."""
     if 'CIFAR10_DIR' in os.environ:
-        return load_images(os.environ['CIFAR10_DIR'], train=False).pixels[::10].contiguous()
+        return request.getfixturevalue('cifar10_test_images').pixels[::10].contiguous()
     return torch.randint(256, (1000, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 

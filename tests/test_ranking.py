@@ -1,13 +1,12 @@
 """The model of the README's table, made by the three scripts with their default arguments, as its encoded files."""
-import os
 from pathlib import Path
 
 import pytest
 
 import huffman_coding
 import util
-from net.data import load_images
 from net.huffmancoding import huffman_decode_model, huffman_encode_model
+from net.live import live_network
 from net.models import AlexNet
 
 ENCODINGS = Path(__file__).parent / 'data' / 'ranking'
@@ -40,6 +39,5 @@ def test_the_grader_would_accept_it(model):
     assert checks[2].found == '33, 33, 33, 33, 33'
 
 
-@pytest.mark.skipif('CIFAR10_DIR' not in os.environ, reason='CIFAR10_DIR names no image folder')
-def test_it_classifies_at_least_60_percent_of_the_test_images(model):
-    assert util.test(model, images=load_images(os.environ['CIFAR10_DIR'], train=False)) >= 60
+def test_it_classifies_at_least_60_percent_of_the_test_images(model, cifar10_test_images):
+    assert util.test(live_network(model), images=cifar10_test_images) >= 60

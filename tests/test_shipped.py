@@ -1,12 +1,11 @@
 """The smallest model of the README: the compact file that comes with the repository."""
-import os
 
 import pytest
 
 import huffman_coding
 import util
 from net.compact import compact_from_model
-from net.data import load_images
+from net.live import live_network
 from net.models import load_model
 
 FILE = huffman_coding.SHIPPED
@@ -34,6 +33,5 @@ def test_the_script_decodes_it_to_the_same_model(model):
     huffman_coding.check_lossless(model, load_model('decoded.ptmodel'))
 
 
-@pytest.mark.skipif('CIFAR10_DIR' not in os.environ, reason='CIFAR10_DIR names no image folder')
-def test_it_classifies_at_least_60_percent_of_the_test_images(model):
-    assert util.test(model, images=load_images(os.environ['CIFAR10_DIR'], train=False)) >= 60
+def test_it_classifies_at_least_60_percent_of_the_test_images(model, cifar10_test_images):
+    assert util.test(live_network(model), images=cifar10_test_images) >= 60
