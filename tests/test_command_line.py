@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from test_surprises import DIGITS, sparse_model
 
@@ -18,12 +19,13 @@ from net.command_line import already_written, duration, peak_memory
 from net.files import UserError, one_run_per_folder
 
 ROOT = Path(pruning.__file__).parent
+pytestmark = pytest.mark.usefixtures('small_runs')
 CTRL_C = pytest.mark.skipif(sys.platform == 'win32', reason='no SIGINT can be sent to another process')
 
 
-def start(script, *arguments, **environment):
+def start(*command, **environment):
     """A script as a process, whose lines can be read as soon as they are printed."""
-    return subprocess.Popen([sys.executable, '-u', ROOT / script, *arguments], env={**os.environ, **environment},
+    return subprocess.Popen([sys.executable, '-u', *command], env={**os.environ, **environment},
                             text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # whoever runs the tests
 
@@ -61,7 +63,7 @@ def test_ctrl_c_during_the_imports_ends_in_one_line(script):
     """In place of PyTorch there is a module that says so and waits."""
     Path('modules').mkdir()
     Path('modules/torch.py').write_text('print("importing")\ninput()\n', encoding='utf-8')
-    process = start(script, PYTHONPATH='modules')
+    process = start(ROOT / script, PYTHONPATH='modules')
     assert process.stdout.readline() == 'importing\n'
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == 'interrupted: nothing was begun\n' and process.returncode == 130
@@ -143,10 +145,11 @@ BUSY = 'another run is at work in {}: let it end, or start this one in another f
 @pytest.mark.skipif(sys.platform == 'win32', reason='has no SIGKILL')
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_gone():
     sparse_model('sparse.ptmodel')
-    first = start('pruning.py', *PRUNING, '--retrain-epochs', '1000')
+    script = small.__file__, pruning.__file__  # on a small network
+    first = start(*script, *PRUNING, '--retrain-epochs', '100000', PYTHONPATH=str(ROOT))
     while not first.stdout.readline().startswith('Epoch 2/'):
         pass  # the checkpoint of the first one is there
-    second = start('pruning.py', *PRUNING, '--restart')
+    second = start(*script, *PRUNING, '--restart', PYTHONPATH=str(ROOT))
     error = second.communicate()[1]
     assert (second.returncode, error) == (1, f'error: {BUSY.format(Path().absolute())}\n')
     for main in weight_share.main, huffman_coding.main:

@@ -30,11 +30,10 @@ def no_download(monkeypatch):
     monkeypatch.setattr(torchvision.datasets, 'CIFAR10', refuse)
 
 
-def sparse_model(path, n_kept=5000):
-    """A model with few weights, which is quick to train and to encode."""
-    torch.manual_seed(0)
+def sparse_model(path):
+    """A model with 5,000 weights."""
     model = AlexNet()
-    model.prune_to_budget(n_kept)
+    model.prune_to_budget(5000)
     save_model(model, path)
 
 
