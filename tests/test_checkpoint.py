@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from hostile import RunsCommand
-from small import WIDTHS
 
 import pruning
 import weight_share
@@ -20,9 +19,8 @@ from net.live import live_part, remove_dead_weights
 from net.models import AlexNet
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
 
-pytestmark = pytest.mark.usefixtures('small_runs')
-
 NAME = re.escape(str(PATH))
+WIDTHS = (16,) * 7  # units: the size does not matter here
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +33,7 @@ def images():
 def pruned():
     torch.manual_seed(1)
     model = AlexNet(widths=WIDTHS)
-    model.prune_to_budget(30_000)
+    model.prune_to_budget(10_000)
     remove_dead_weights(model, drop_constants=True)
     return model
 
@@ -110,7 +108,7 @@ def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves
     def run(checkpoint):
         model = copy.deepcopy(pruned)
         checkpoint.enter('only', model)
-        pruning.prune_gradually(model, images, arguments('--keep', '5000', '--prune-steps', '3'), checkpoint)
+        pruning.prune_gradually(model, images, arguments('--keep', '2000', '--prune-steps', '3'), checkpoint)
         assert [entry['alive'] for entry in checkpoint.history] == sorted(
             (entry['alive'] for entry in checkpoint.history), reverse=True)
         checkpoint.finish()
@@ -131,7 +129,7 @@ def test_a_run_that_was_past_a_phase_skips_it(pruned, images, monkeypatch):
         with live_part(pruned):
             pruning.fit(copy.deepcopy(pruned), images, 2, 1e-3, 1e-4, arguments(), False, checkpoint)
     resumed = make_checkpoint('test', ['first', 'second'], arguments('--resume'))
-    model = AlexNet()
+    model = AlexNet(widths=WIDTHS)
     assert not resumed.enter('first', model)
     assert resumed.enter('second', model) and torch.equal(model.fc2.weight, pruned.fc2.weight)
 
@@ -167,7 +165,7 @@ def flip_a_byte():
 
 DAMAGES = {
     'one byte': (flip_a_byte, 'not a readable checkpoint (truncated, damaged'),
-    'truncated': (lambda: os.truncate(PATH, 100_000), 'not a readable checkpoint (truncated, damaged'),
+    'truncated': (lambda: os.truncate(PATH, 1_000), 'not a readable checkpoint (truncated, damaged'),
     'empty': (lambda: os.truncate(PATH, 0), 'not a readable checkpoint (truncated, damaged'),
     'a command': (lambda: save_archive(RunsCommand(), PATH), 'refused, no checkpoint or more than that in it'),
     'another file': (lambda: save_archive([1, 2], PATH), 'not a checkpoint of these scripts'),
@@ -200,7 +198,7 @@ def test_a_checkpoint_that_was_tampered_with_is_refused_by_name(change, message,
     change(written)
     save_archive(written, PATH)
     with pytest.raises(ValueError, match=f'^saves.checkpoint.*.pt: {re.escape(message)}'):
-        model = AlexNet()
+        model = AlexNet(widths=WIDTHS)
         checkpoint = make_checkpoint('pruning.py', pruning.PHASES, arguments('--resume'))
         checkpoint.enter('pruning', model)
         optimizer = pruning.make_optimizer(model, 1e-3, 1e-4, arguments())
@@ -237,14 +235,14 @@ def test_a_checkpoint_is_not_thrown_away_silently(main, message, written):
 def test_restart_throws_it_away_once_the_new_run_begins(written):
     checkpoint = make_checkpoint('pruning.py', pruning.PHASES, arguments('--restart'))
     assert PATH.exists()  # images or model could still be missing
-    checkpoint.enter('initial training', AlexNet())
+    checkpoint.enter('initial training', AlexNet(widths=WIDTHS))
     assert not PATH.exists()
 
 
 def test_restart_throws_a_damaged_one_away(written):
     flip_a_byte()
     checkpoint = make_checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--restart']))
-    checkpoint.enter('training', AlexNet())
+    checkpoint.enter('training', AlexNet(widths=WIDTHS))
     assert not PATH.exists()
 
 

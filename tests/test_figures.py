@@ -150,6 +150,7 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(monkeypatch):
     assert os.listdir() == ['code_lengths.png'] and Path('code_lengths.png').read_text(encoding='utf-8') == 'old'
 
 
+@pytest.mark.slow
 def test_the_scripts_draw_all_figures(small_runs):
     digits = ['--data', 'digits', '--no-cuda', '--figures', 'figures']
     pruning.main([*digits, '--epochs', '1', '--keep', '20000', '--prune-steps', '2', '--retrain-epochs', '1',

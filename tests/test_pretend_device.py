@@ -237,6 +237,7 @@ def encode(figures=()):
     return Path.cwd()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
 def test_the_parameters_are_those_of_a_run_on_the_cpu(name, on_cpu, on_pretend_device):
     expected, found = (load_model(folder / f'saves/{name}.ptmodel') for folder in (on_cpu, on_pretend_device))
@@ -244,6 +245,7 @@ def test_the_parameters_are_those_of_a_run_on_the_cpu(name, on_cpu, on_pretend_d
         assert torch.equal(a.data.view(torch.int32), b.data.view(torch.int32))
 
 
+@pytest.mark.slow
 def test_the_encoded_bytes_are_those_of_a_run_on_the_cpu(on_cpu, on_pretend_device):
     names = sorted(path.name for path in (on_cpu / 'encodings').iterdir())
     assert names == sorted(path.name for path in (on_pretend_device / 'encodings').iterdir())
@@ -251,6 +253,7 @@ def test_the_encoded_bytes_are_those_of_a_run_on_the_cpu(on_cpu, on_pretend_devi
         assert (on_cpu / name).read_bytes() == (on_pretend_device / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_logged_accuracies_are_those_of_a_run_on_the_cpu(on_cpu, on_pretend_device):
     expected, found = (dict(line.split() for line in (folder / 'log.txt').read_text(encoding='utf-8').splitlines()
                             if line.lower().startswith(('initial_accuracy', 'accuracy')))
@@ -258,11 +261,13 @@ def test_the_logged_accuracies_are_those_of_a_run_on_the_cpu(on_cpu, on_pretend_
     assert len(expected) == 7 and expected == found
 
 
+@pytest.mark.slow
 def test_all_figures_are_drawn(on_pretend_device):
     assert sorted(path.stem for path in (on_pretend_device / 'figures').iterdir()) == [
         'bytes', 'centroids', 'code_lengths', 'history', 'network', 'sensitivity', 'sharing']
 
 
+@pytest.mark.slow
 def test_a_photo_is_classified_as_on_the_cpu(on_cpu, on_pretend_device, monkeypatch, capsys):
     def answer(folder, device):
         monkeypatch.chdir(folder)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import small
 import torch
+from small import WIDTHS, load_few, make_small
 
 import huffman_coding
 import pruning
 import weight_share
-from net import command_line, data
+from net import command_line
 from net.models import AlexNet, load_model, save_model
 
 ROOT = Path(pruning.__file__).parent
@@ -44,27 +44,26 @@ def run(script, arguments):
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-    """A folder in which the three scripts have run on a few images, and how they ended."""
+    """A folder in which the three scripts have run, and how they ended."""
     folder = tmp_path_factory.mktemp('finished')
     with pytest.MonkeyPatch.context() as patch, chdir(folder):
-        patch.setattr(data, '_load_digits', small.load_few)
+        make_small(patch.setattr)
         return folder, [run(pruning, [*SHORT, '--epochs', '1']), run(weight_share, [*DIGITS, '--epochs', '1']),
                         run(huffman_coding, [*DIGITS, '--student-id', 'b08902000'])]
 
 
-@pytest.fixture(autouse=True)
-def few_images(monkeypatch):
-    monkeypatch.setattr(data, '_load_digits', small.load_few)
+small_runs = pytest.mark.usefixtures('small_runs')
 
 
 def few_weights(path):
-    """A model with 2,000 weights at random places in each layer: quick to share and to encode."""
+    """A model with 500 weights at random places in each layer: quick to share and to encode."""
     model = AlexNet()
     for _, layer in model.layers():
-        layer.weight.data[torch.rand_like(layer.weight) > 2000 / layer.weight.numel()] = 0
+        layer.weight.data[torch.rand_like(layer.weight) > 500 / layer.weight.numel()] = 0
     save_model(model, path)
 
 
+@small_runs
 def test_each_script_hands_a_model_to_the_next(finished):
     folder, runs = finished
     assert [run.status for run in runs[:2]] == [None, None]
@@ -95,21 +94,23 @@ def test_the_log_holds_the_keys_of_the_homework_in_order(finished):
     assert all(0 <= float(line[1]) <= 100 for line in words if line[0] in keys)
 
 
+@small_runs
 def test_each_layer_keeps_the_percentage_of_the_paper(finished):
     model = load_model(finished[0] / 'saves/model_after_retraining.ptmodel')
     for name, percent in AlexNet.DEFAULT_PRUNE_RATE.items():
         weight = getattr(model, name).weight
-        assert int(torch.count_nonzero(weight)) == pytest.approx(weight.numel() * percent / 100, rel=1e-4)  # ties stay
+        assert int(torch.count_nonzero(weight)) == pytest.approx(weight.numel() * percent / 100, abs=1)
 
 
 def test_the_printed_total_is_the_bytes_on_disk(finished):
     folder, (_, _, encoding) = finished
     total = next(line for line in encoding.out.splitlines() if line.startswith('total')).split()
-    assert int(total[2]) == 81_378_600
+    assert int(total[2]) == 4 * sum(param.numel() for param in AlexNet(widths=WIDTHS).parameters())
     assert int(total[3]) == sum(
         path.stat().st_size for path in (folder / 'encodings').iterdir() if path.name != 'SHA256SUMS')
 
 
+@small_runs
 def test_what_is_handed_in_is_the_shared_model_and_the_net_folder(finished):
     folder, _ = finished
     handed_in = torch.load(folder / 'b08902000.ptmodel', weights_only=False)
@@ -146,6 +147,7 @@ def test_the_digits_command_of_the_readme_ends_in_an_accepted_submission_and_the
     assert sorted(os.listdir('figures')) == sorted(path.name for path in (ROOT / '.github').glob('*.png'))
 
 
+@small_runs
 def test_retraining_can_start_from_a_dense_model_and_report_on_held_out_images(finished, capsys):
     dense = str(finished[0] / 'saves/initial_model.ptmodel')
     pruning.main([*SHORT, '--load-model-path', dense, '--validation', '5', '--rates', 'fc2=1,conv1=10'])
@@ -153,10 +155,11 @@ def test_retraining_can_start_from_a_dense_model_and_report_on_held_out_images(f
     assert 'Initial training' not in out and 'Test set' not in out
     assert out.count('Validation set: ') == 3 and '/5 (' in out
     model = load_model('saves/model_after_retraining.ptmodel')
-    assert int(torch.count_nonzero(model.fc2.weight)) == pytest.approx(167_772, rel=1e-4)  # 1 %, the paper keeps 9 %
+    assert int(torch.count_nonzero(model.fc2.weight)) == pytest.approx(10_486, rel=1e-4)  # 1 %, the paper keeps 9 %
     assert not Path('saves/initial_model.ptmodel').exists()
 
 
+@small_runs
 def test_pruning_by_std_leaves_fewer_weights_for_a_higher_sensitivity(finished):
     dense = str(finished[0] / 'saves/initial_model.ptmodel')
     alive = []
@@ -168,11 +171,13 @@ def test_pruning_by_std_leaves_fewer_weights_for_a_higher_sensitivity(finished):
     assert alive[0] > alive[1] > 0
 
 
+@small_runs
 def test_without_an_id_nothing_is_handed_in_and_a_failed_check_is_no_failure(finished):
     huffman_coding.main([*DIGITS, '--load-model-path', str(finished[0] / 'saves/model_after_weight_sharing.ptmodel')])
     assert not list(Path().glob('*.ptmodel')) and not list(Path().glob('*.zip'))
 
 
+@small_runs
 def test_other_bits_are_shared_but_fail_the_graders_count(capsys):
     few_weights('pruned.ptmodel')
     weight_share.main([*DIGITS, '--bits', '2', '--epochs', '1', '--load-model-path', 'pruned.ptmodel',
@@ -183,7 +188,9 @@ def test_other_bits_are_shared_but_fail_the_graders_count(capsys):
     assert Path('x1.ptmodel').exists() and Path('x1.zip').exists()
 
 
-def test_the_compact_file_holds_the_same_model_and_is_far_smaller(capsys):
+@pytest.mark.slow
+def test_the_compact_file_holds_the_same_model_and_is_far_smaller(capsys, monkeypatch):
+    monkeypatch.setattr('net.data._load_digits', load_few)
     few_weights('pruned.ptmodel')
     weight_share.main([*DIGITS, '--bits', '3', '--bias-bits', '2', '--sort-units', '--bfloat16', '--moving', '--epochs',
                        '1', '--load-model-path', 'pruned.ptmodel', '--save-model-path', 'three-bits.ptmodel'])
@@ -198,6 +205,7 @@ def test_the_compact_file_holds_the_same_model_and_is_far_smaller(capsys):
     assert max(len(param.unique()) for param in models[1].parameters() if param.dim() > 1) <= 9
 
 
+@small_runs
 def test_a_model_that_is_not_shared_gets_no_compact_file():
     few_weights('pruned.ptmodel')
     Path('old.dcan').write_text('stays', encoding='utf-8')
@@ -219,6 +227,7 @@ def test_a_compact_file_that_loses_something_does_not_take_its_place(monkeypatch
     assert os.listdir() == []
 
 
+@small_runs
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 def test_a_model_on_a_gpu_is_compared_with_its_compact_file(finished):
     huffman_coding.write_compact(load_model(finished[0] / 'saves/model_after_weight_sharing.ptmodel', 'cuda'), 'x.dcan')
@@ -236,6 +245,7 @@ def test_what_is_no_compact_file_ends_in_one_line(data, message):
     assert not Path('saves').exists()
 
 
+@small_runs
 def test_a_decode_that_differs_is_a_loud_failure(finished, monkeypatch):
     def decode_one_bit_wrong(model, directory):
         model.load_state_dict(shared.state_dict())
