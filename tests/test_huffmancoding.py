@@ -725,6 +725,7 @@ assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
 """
 
 
+@pytest.mark.slow
 def test_the_module_works_alone_and_under_another_name(tmp_path):
     shutil.copy(huffmancoding.__file__, tmp_path / 'students_coder.py')
     (tmp_path / 'util.py').write_text(

@@ -14,6 +14,8 @@ from torch import nn
 import net.models
 from net.models import AlexNet, load_model, save_model
 
+small_runs = pytest.mark.usefixtures('small_runs')
+
 
 def test_alexnet_has_the_parameters_of_the_homework():
     assert sum(param.numel() for param in AlexNet().parameters()) == 20_344_650
@@ -32,6 +34,7 @@ def test_output_is_log_probabilities():
     assert torch.allclose(output.exp().sum(1), torch.ones(2))
 
 
+@small_runs
 @pytest.mark.parametrize('n_classes', [10, 3])
 def test_a_model_comes_back_bit_for_bit(n_classes):
     model = AlexNet(n_classes)
@@ -40,6 +43,7 @@ def test_a_model_comes_back_bit_for_bit(n_classes):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
+@small_runs
 def test_equal_models_are_equal_files_whatever_their_names():
     model = AlexNet()
     save_model(model, 'a.ptmodel')
@@ -47,6 +51,7 @@ def test_equal_models_are_equal_files_whatever_their_names():
     assert Path('a.ptmodel').read_bytes() == Path('b.ptmodel').read_bytes()
 
 
+@pytest.mark.slow
 def test_a_plain_load_in_another_process_needs_nothing_but_the_net_folder():
     save_model(AlexNet(), 'model.ptmodel')
     shutil.copytree(Path(net.models.__file__).parent, 'grader/net')
@@ -56,6 +61,7 @@ def test_a_plain_load_in_another_process_needs_nothing_but_the_net_folder():
     assert done.stdout.strip() == "<class 'net.models.AlexNet'>", done.stderr
 
 
+@small_runs
 def test_the_pickle_names_only_classes_of_torch_and_alexnet():
     save_model(AlexNet(), 'model.ptmodel')
     with zipfile.ZipFile('model.ptmodel') as archive:
@@ -65,6 +71,7 @@ def test_the_pickle_names_only_classes_of_torch_and_alexnet():
     assert foreign == {'net.models AlexNet', 'collections OrderedDict', '__builtin__ set'}
 
 
+@small_runs
 def test_a_crash_while_saving_leaves_the_old_file_and_nothing_else(monkeypatch):
     Path('model.ptmodel').write_text('old', encoding='utf-8')
 
@@ -77,6 +84,7 @@ def test_a_crash_while_saving_leaves_the_old_file_and_nothing_else(monkeypatch):
     assert os.listdir() == ['model.ptmodel'] and Path('model.ptmodel').read_text(encoding='utf-8') == 'old'
 
 
+@small_runs
 def test_saving_does_not_follow_a_link_left_in_place_of_the_partial_file():
     Path('victim').write_text('precious', encoding='utf-8')
     plant_link('model.ptmodel.partial', 'victim')
@@ -99,7 +107,7 @@ def rename_layer(model):
     model.fc4 = model._modules.pop('fc1')
 
 
-@pytest.mark.usefixtures('small_runs')
+@small_runs
 @pytest.mark.filterwarnings('ignore:Validating sparse tensor invariants')
 @pytest.mark.parametrize('content, message', [
     (lambda: AlexNet().state_dict(), 'holds a OrderedDict, expected a whole net.models.AlexNet'),
@@ -137,6 +145,7 @@ def test_files_of_another_format_are_refused(content):
         load_model('model.ptmodel')
 
 
+@small_runs
 @pytest.mark.parametrize('kept', [0.1, 0.5, 0.999])
 def test_a_truncated_file_is_refused(kept):
     save_model(AlexNet(), 'model.ptmodel')
@@ -156,6 +165,7 @@ def test_a_missing_file_is_named():
         load_model('nowhere.ptmodel')
 
 
+@small_runs
 def test_attributes_of_the_file_do_not_reach_the_model():
     model = AlexNet()
     model.forward = 'not a method'

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import Sequential
+from small import WIDTHS
 from torch import nn
 
 from net.models import AlexNet
@@ -106,8 +107,7 @@ def test_a_line_is_printed_for_each_layer_and_biases_stay(capsys):
 
 
 def test_each_convolution_of_a_pruned_alexnet_has_the_33_values_the_grader_counts():
-    model = AlexNet()
-    model.fc2 = nn.Linear(8, 8)  # the convolutions are what matters here
+    model = AlexNet(widths=WIDTHS)
     model.prune_by_percentile({f'conv{i}': 10 for i in range(1, 6)})
     apply_weight_sharing(model)
     assert [len(param.unique()) for param in model.parameters() if param.dim() == 4] == [33] * 5
@@ -162,7 +162,7 @@ def test_trained_centroids_become_plain_weights_that_still_share_values(moving):
 
 
 def test_centroids_of_an_untrained_model_come_back_bit_for_bit():
-    model = AlexNet()
+    model = AlexNet(widths=WIDTHS)
     model.prune_by_percentile()
     apply_weight_sharing(model, bits=3)
     before = {name: param.clone() for name, param in model.named_parameters()}

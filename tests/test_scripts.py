@@ -258,6 +258,7 @@ def test_a_decode_that_differs_is_a_loud_failure(finished, monkeypatch):
     assert not Path('x1.ptmodel').exists()
 
 
+@pytest.mark.slow
 def test_importing_the_scripts_does_nothing():
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     done = subprocess.run([sys.executable, '-c', 'import pruning, weight_share, huffman_coding'], env=environment,
