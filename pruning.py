@@ -120,6 +120,11 @@ def make_parser():
         help=f'highest learning rate after pruning {of_recipe("retrain_lr")}')
     add('--retrain-weight-decay', type=number(float, 0), metavar='X',
         help=f'L2 penalty after pruning {of_recipe("retrain_weight_decay")}')
+    add_pruning_arguments(parser)
+    return parser
+
+
+def add_pruning_arguments(parser):
     add = parser.groups['pruning'].add_argument
     add('--prune', choices=CRITERIA, help='what tells which weights go: percentile: a percentage of each layer '
         '(--rates); std: its standard deviation, once (--sensitivity); lamp: a layer-adaptive score under a budget '
@@ -140,7 +145,6 @@ def make_parser():
         help=f'reach the goal in N steps, with an epoch of training between two of them {of_recipe("prune_steps")}')
     add('--prune-lr', type=number(float, 0), metavar='X',
         help=f'learning rate between the steps, constant after a warm-up {of_recipe("prune_lr")}')
-    return parser
 
 
 EXAMPLES = """\
