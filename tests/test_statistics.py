@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from small import WIDTHS
 
 from net.huffmancoding import huffman_encode, huffman_encode_model
 from net.models import AlexNet
@@ -24,7 +25,7 @@ def test_a_stream_is_read_back_with_its_code_lengths_and_entropy(values, counts,
 
 
 def test_the_streams_of_a_model_are_those_on_disk_and_no_code_beats_the_entropy():
-    model = AlexNet()
+    model = AlexNet(widths=WIDTHS)
     for param in model.parameters():
         param.data = (torch.arange(param.numel()) % 5003 % 4).mul(torch.arange(param.numel()) % 997 == 0).float()\
             .reshape(param.shape)
