@@ -191,7 +191,7 @@ def test_negative_zeros_come_back(small_format):
     check_round_trip(model)
 
 
-def test_sorted_units_shared_biases_and_bfloat16_make_the_file_smaller(small_format):
+def test_sorted_units_shared_biases_and_bfloat16_make_the_file_smaller():
     model, sizes = sparse_model(n_kept=300), []
     for _, layer in model.layers():
         layer.bias.data[(layer.weight == 0).flatten(1).all(1)] = 0
@@ -203,7 +203,7 @@ def test_sorted_units_shared_biases_and_bfloat16_make_the_file_smaller(small_for
     for param in model.parameters():
         param.data = param.data.bfloat16().float()
     sizes.append(len(check_round_trip(model)))
-    assert all(a > b for a, b in pairwise(sizes)) and sizes[-1] < 0.65 * sizes[0]
+    assert all(a > b for a, b in pairwise(sizes)) and sizes[-1] < 0.6 * sizes[0]
 
 
 def test_weights_that_are_not_shared_are_refused(small_format):
