@@ -73,14 +73,13 @@ def parse_args(argv=None):
 
 
 def refuse_flags_without_effect(parser, given, args):
-    for flag, needed, has_effect in [
-            ('start_units', 'a first training, got --load-model-path', args.load_model_path is None),
-            ('epochs', 'a first training, got --load-model-path', args.load_model_path is None),
-            ('lr', 'a first training, got --load-model-path', args.load_model_path is None),
-            ('fc_cost', f'--keep, got --prune {args.prune}', args.prune not in GOALS),
-            ('prune_lr', 'more than one pruning step, got --prune-steps 1', args.prune_steps > 1)]:
-        if getattr(given, flag) is not None and not has_effect:
-            parser.error(f'{command_line.flag(flag)} goes with {needed}')
+    for flags, needed, have_effect in [
+            (['start_units', 'epochs', 'lr'], 'a first training, got --load-model-path', args.load_model_path is None),
+            (['fc_cost'], f'--keep, got --prune {args.prune}', args.prune not in GOALS),
+            (['prune_lr'], 'more than one pruning step, got --prune-steps 1', args.prune_steps > 1)]:
+        for flag in flags:
+            if getattr(given, flag) is not None and not have_effect:
+                parser.error(f'{command_line.flag(flag)} goes with {needed}')
 
 
 def goal_of(criterion):
@@ -278,12 +277,9 @@ def prune(model, args, step, start):
     if args.prune == 'std':
         model.prune_by_std(args.sensitivity)
     elif args.prune == 'percentile':
-        percents = {**model.DEFAULT_PRUNE_RATE, **args.rates}
-        if step < args.prune_steps:
-            alive = {name: start[name] / layer.weight.numel() for name, layer in model.layers()}
-            percents = {name: 100 * fraction_to_keep(alive[name], percent / 100, step, args.prune_steps)
-                        for name, percent in percents.items()}
-        model.prune_by_percentile(percents)
+        alive = {name: 100 * start[name] / layer.weight.numel() for name, layer in model.layers()}  # percent
+        model.prune_by_percentile({name: fraction_to_keep(alive[name], percent, step, args.prune_steps)
+                                   for name, percent in {**model.DEFAULT_PRUNE_RATE, **args.rates}.items()})
     else:
         n_kept = number_to_keep(sum(start.values()), args.keep, step, args.prune_steps)
         model.prune_to_budget(n_kept, args.fc_cost, args.prune)

@@ -112,14 +112,14 @@ def run_stage(args, header):
 
 
 def share(model, args):
-    """Share the weights in place; return those before and after, for the figures."""
+    """Share the weights in place; return those before and after if there are figures to draw, else None."""
     print('--- Weight sharing ---')
     remove_dead_weights(model)  # what is dead would not be trained with the rest, and keep values of its own
     if args.sort_units:
         sort_units(model)
-    pruned = weights_of(model)
+    pruned = weights_of(model) if args.figures else None
     apply_weight_sharing(model, args.bits, args.fc_bits, args.bias_bits)
-    return pruned, weights_of(model)
+    return pruned, weights_of(model) if args.figures else None
 
 
 if __name__ == '__main__':

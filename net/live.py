@@ -77,20 +77,6 @@ def live_units(model):
     return units
 
 
-def live_network(model):
-    """The live units as a network of the same class with fewer channels; its outputs are equal up to rounding.
-
-    Raises UserError if none is left in some layer.
-    """
-    units = live_units(model)
-    with units[0].device:
-        network = type(model)(len(units[-1]), [len(hidden) for hidden in units[1:-1]])
-    for (_, layer), (_, live), (inputs, outputs) in zip(model.layers(), network.layers(), pairwise(units), strict=True):
-        live.weight.data = layer.weight.data[outputs[:, None], inputs]
-        live.bias.data = layer.bias.data[outputs]
-    return network
-
-
 def sort_units(model):
     """Renumber, in place, the units between the layers: live ones first, in the order of their first incoming weight.
 
@@ -130,6 +116,20 @@ def live_part(model, optimizer=None):
                 state[param][key][index] = value
             data[index] = param.data
             param.grad, param.data = None, data
+
+
+def live_network(model):
+    """The live units as a network of the same class with fewer channels; its outputs are equal up to rounding.
+
+    Raises UserError if none is left in some layer.
+    """
+    units = live_units(model)
+    with torch.device('meta'):  # shapes only, and no random numbers
+        network = type(model)(len(units[-1]), [len(hidden) for hidden in units[1:-1]])
+    network.to_empty(device=units[0].device)
+    with live_part(model):
+        network.load_state_dict(model.state_dict())
+    return network
 
 
 def state_like(param, state):

@@ -47,7 +47,8 @@ class AlexNet(PruningModule):
 def replace_zeros(model):
     """Make, in place, zeros the smallest number: of 20 million draws some may be 0.0, which would mean pruned."""
     for param in model.parameters():
-        param.data[param.data == 0] = torch.finfo(param.dtype).tiny
+        if not param.is_meta:  # which has no values, and to ask for some takes PyTorch a second of imports
+            param.data[param.data == 0] = torch.finfo(param.dtype).tiny
 
 
 def save_model(model, path):

@@ -80,14 +80,14 @@ class PruningModule(nn.Module):
         read, go in any case.
         Raises UserError unless `keep` is at least the number of hidden layers, or if a weight is not finite.
         """
-        pairs = list(pairwise(self.layers()))  # each named layer with the one that reads its units
+        pairs = list(pairwise(layer for _, layer in self.layers()))  # each layer with the one that reads its units
         if keep < len(pairs):
             raise UserError(f'number of units to keep must be at least {len(pairs)}, one for each layer, got {keep}')
-        sizes = [_norms(_finite_weights(*named)) * _norms(_finite_weights(*named_reader).transpose(0, 1))
-                 for named, named_reader in pairs]
+        weights = [_finite_weights(name, layer) for name, layer in self.layers()]
+        sizes = [_norms(incoming) * _norms(outgoing.transpose(0, 1)) for incoming, outgoing in pairwise(weights)]
         scores = [lamp_scores(size) for size in sizes]
         lowest = _lowest_kept(scores, keep)
-        for ((_, layer), (_, following)), size, score in zip(pairs, sizes, scores, strict=True):
+        for (layer, following), size, score in zip(pairs, sizes, scores, strict=True):
             removed = size.argsort(descending=True, stable=True)[int((score >= lowest).sum()):]
             layer.weight.data[removed] = 0
             layer.bias.data[removed] = 0
@@ -179,15 +179,16 @@ def _finite_weights(name, layer):
 # ---- schedule --------------------------------------------------------------------------------------------------------
 
 def fraction_to_keep(start, goal, step, n_steps):
-    """The fraction of weights to keep after step 1 to `n_steps`: falls fast from `start`, then ever slower to `goal`.
+    """The share of weights to keep after step 1 to `n_steps`: falls fast from `start`, then ever slower to `goal`.
 
-    Its logarithm takes the cubic course that Zhu and Gupta (2017, equation 1) give to the sparsity itself.
+    Its logarithm takes the cubic course that Zhu and Gupta (2017, equation 1) give to the sparsity itself. The end is
+    exactly the goal, which the powers would round. Any unit will do: a fraction, a percentage, a number of weights.
     """
-    if start <= goal:
+    if start <= goal or step == n_steps:
         return goal
     return start * (goal / start) ** (1 - (1 - step / n_steps) ** 3)
 
 
 def number_to_keep(start, goal, step, n_steps):
-    """The same for numbers of weights or units: the whole part of what the course leaves, exactly `goal` in the end."""
-    return goal if step == n_steps else int(start * fraction_to_keep(1, goal / start, step, n_steps))
+    """The same for whole numbers, of weights or units."""
+    return int(fraction_to_keep(start, goal, step, n_steps))
