@@ -77,18 +77,20 @@ def load_archive(path, what):
     if its checksums do not fit, or if it holds something that is not on the list.
     """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip():  # PyTorch does not compare the checksums
-                    raise zipfile.BadZipFile
-        return torch.load(path, map_location='cpu', weights_only=True)
+        file = open(path, 'rb')
     except FileNotFoundError:
         raise FileNotFoundError(f'{path}: no such file, expected a {what}') from None
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror or error})') from error
+    try:
+        with file:
+            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():  # PyTorch does not compare the checksums
+                raise zipfile.BadZipFile
+            file.seek(0)
+            return torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f'{path}: refused, no {what} or more than that in it') from error
-    except Exception as error:  # PyTorch raises many types of errors for damaged archives
+    except Exception as error:  # damaged archives raise many types of errors, OSError among them
         raise UserError(f'{path}: not a readable {what} (truncated, damaged or another format)') from error
 
 

@@ -165,7 +165,9 @@ def flip_a_byte():
 
 DAMAGES = {
     'one byte': (flip_a_byte, 'not a readable checkpoint (truncated, damaged'),
-    'truncated': (lambda: os.truncate(PATH, 1_000), 'not a readable checkpoint (truncated, damaged'),
+    'truncated': (lambda: os.truncate(PATH, os.path.getsize(PATH) // 2),
+                  'not a readable checkpoint (truncated, damaged'),
+    'its first kilobyte': (lambda: os.truncate(PATH, 1_000), 'not a readable checkpoint (truncated, damaged'),
     'empty': (lambda: os.truncate(PATH, 0), 'not a readable checkpoint (truncated, damaged'),
     'a command': (lambda: save_archive(RunsCommand(), PATH), 'refused, no checkpoint or more than that in it'),
     'another file': (lambda: save_archive([1, 2], PATH), 'not a checkpoint of these scripts'),
