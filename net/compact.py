@@ -81,7 +81,7 @@ def compact_from_model(model):
 def model_from_compact(data):
     """The bytes of a compact file -> AlexNet, on the CPU. Raises UserError if they are anything else; runs no code."""
     units, parts = _read(data)
-    model = _empty_model(len(units[-1]))
+    model = _empty_model(len(units[-1]), WIDTHS)
     for (_, layer), (inputs, outputs), (weights, biases) in zip(model.layers(), pairwise(units), parts, strict=True):
         _bits_of(layer.weight)[outputs[:, None], inputs] = weights
         _bits_of(layer.bias)[outputs] = biases
@@ -150,7 +150,7 @@ def _bits_of(param):
     return param.detach().cpu().numpy().view(np.uint32)
 
 
-def _empty_model(n_classes, widths=WIDTHS):
+def _empty_model(n_classes, widths):
     """An AlexNet of zeros."""
     with torch.device('meta'):  # shapes only, and no random numbers
         model = AlexNet(n_classes, widths)

@@ -8,7 +8,7 @@ Importing this file registers the device for the whole process. It must come bef
 PyTorch starts a thread for each device.
 """
 import torch
-from torch import nn
+from torch import library, nn
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as register_device
 
@@ -104,11 +104,11 @@ def check_devices(operation, args, kwargs):
 
 
 # What is asked of the device before there is a tensor on it, such as `empty`: nearly all other factories call that one.
-any_operation = torch.library.Library('_', 'IMPL')  # registered for as long as this object lives
+any_operation = library.Library('_', 'IMPL')  # registered for as long as this object lives
 any_operation.fallback(compute, 'PrivateUse1')
 
 
-@torch.library.impl('aten::_copy_from', 'PrivateUse1')
+@library.impl('aten::_copy_from', 'PrivateUse1')
 def copy_from(source, target, non_blocking=False):
     """How `torch.tensor` fills a tensor of another device."""
     return compute(aten.copy_.default, target, source)

@@ -10,7 +10,7 @@ import sys
 import torch
 
 from net import data
-from net.models import AlexNet
+from net.models import AlexNet, save_model
 
 WIDTHS = 64, 64, 64, 64, 64, 1024, 1024  # units of the hidden layers: 1.4 million parameters
 
@@ -25,6 +25,13 @@ def load_few(train):
 def make_small(set_attribute=setattr):
     set_attribute(AlexNet.__init__, '__defaults__', (10, WIDTHS))
     set_attribute(data, '_load_digits', load_few)
+
+
+def sparse_model(path):
+    """Write a model with 5,000 weights."""
+    model = AlexNet()
+    model.prune_to_budget(5000)
+    save_model(model, path)
 
 
 if __name__ == '__main__':

@@ -1,14 +1,13 @@
 """How a script begins and ends: Ctrl-C at any moment, bugs, two runs in one folder."""
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import small
 import torch
-from test_surprises import DIGITS, sparse_model
+from scripts import DIGITS, ROOT, start
+from small import sparse_model
 
 import huffman_coding
 import pruning
@@ -18,16 +17,8 @@ from net.checkpoint import PATH, Checkpoint
 from net.command_line import already_written, duration, peak_memory
 from net.files import UserError, one_run_per_folder
 
-ROOT = Path(pruning.__file__).parent
 pytestmark = pytest.mark.usefixtures('small_runs')
 CTRL_C = pytest.mark.skipif(sys.platform == 'win32', reason='no SIGINT can be sent to another process')
-
-
-def start(*command, **environment):
-    """A script as a process, whose lines can be read as soon as they are printed."""
-    return subprocess.Popen([sys.executable, '-u', *command], env={**os.environ, **environment},
-                            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # whoever runs the tests
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -169,7 +169,6 @@ def test_any_sorted_rows_come_back(n_rows, n_columns, random):
 def small_format(small_runs, monkeypatch):
     """Files of a network with fewer units."""
     monkeypatch.setattr(compact, 'WIDTHS', small.WIDTHS)
-    monkeypatch.setattr(compact._empty_model, '__defaults__', (small.WIDTHS,))
 
 
 def test_a_model_of_nothing_but_zeros_comes_back():

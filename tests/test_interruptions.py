@@ -10,23 +10,21 @@ from pathlib import Path
 import pytest
 import small
 import torch
+from scripts import DIGITS, ROOT, error_of, start
 
 import huffman_coding
 import pruning
 import weight_share
-from net import command_line
 from net.huffmancoding import huffman_decode_model, huffman_encode_model
 from net.models import AlexNet, load_model, save_model
 
-ROOT = Path(pruning.__file__).parent
-DIGITS = ['--data', 'digits', '--no-cuda']
 PRUNING = [pruning, *DIGITS, '--epochs', '3', '--prune-steps', '4', '--keep', '20000', '--retrain-epochs', '4']
 SHARING = [weight_share, *DIGITS, '--epochs', '3']
 ENCODING = [huffman_coding, *DIGITS]
 SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='no such signals can be sent to another process')
 
 # Two threads in all processes, since the results must not depend on which is faster; they wait without using a core.
-ENVIRONMENT = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
+ENVIRONMENT = {'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
                'OMP_NUM_THREADS': '2', 'OMP_WAIT_POLICY': 'PASSIVE'}
 
 pytestmark = pytest.mark.usefixtures('small_runs')
@@ -35,9 +33,7 @@ pytestmark = pytest.mark.usefixtures('small_runs')
 def stop_at(line, command, stop):
     """Stop a script, as a process, as soon as it prints a line that starts like this -> exit status, standard error."""
     script, *arguments = command
-    process = subprocess.Popen([sys.executable, '-u', small.__file__, script.__file__, *arguments], env=ENVIRONMENT,
-                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # whoever runs tests
+    process = start(small.__file__, script.__file__, *arguments, **ENVIRONMENT)
     for printed in process.stdout:
         if printed.startswith(line):
             stop(process)
@@ -56,18 +52,9 @@ def run(*commands, folder='.'):
     """Scripts, one after the other, in a process of their own."""
     lines = ['import small, pruning, weight_share, huffman_coding', 'small.make_small()',
              *(f'{script.__name__}.main({arguments})' for script, *arguments in commands)]
-    done = subprocess.run([sys.executable, '-c', '\n'.join(lines)], cwd=folder, env=ENVIRONMENT, capture_output=True,
-                          text=True)
+    done = subprocess.run([sys.executable, '-c', '\n'.join(lines)], cwd=folder, env={**os.environ, **ENVIRONMENT},
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def error_of(command):
-    """The line that a script ends with, and exit status 1."""
-    script, *arguments = command
-    with pytest.raises(SystemExit) as stopped:
-        command_line.run(lambda: script.main(arguments))
-    assert stopped.value.code.startswith('error: ') and '\n' not in stopped.value.code
-    return stopped.value.code
 
 
 def resume_where_there_is_something(command):
@@ -213,7 +200,7 @@ def test_what_does_not_fit_on_the_disk_leaves_the_old_file_and_nothing_else(comm
     Path('.lock').touch()
     before = tree_of_files()
     with full_disk(n_bytes):
-        error = error_of(command)
+        error = error_of(command[0].main, command[1:])
     assert error.endswith(f'{Path(named)}: cannot be written (File too large)')
     assert tree_of_files() == before
 
@@ -230,9 +217,9 @@ def test_a_submission_that_does_not_fit_leaves_nothing_behind(monkeypatch):
 def test_a_read_only_folder_ends_in_one_line(command):
     Path('log.txt').touch()
     os.chmod('.', 0o500)
-    error = error_of(command)
+    error = error_of(command[0].main, command[1:])
     os.chmod('.', 0o700)
-    assert error == 'error: .lock: cannot be written (Permission denied)'
+    assert error == '.lock: cannot be written (Permission denied)'
     assert os.listdir() == ['log.txt']
 
 
@@ -241,5 +228,5 @@ def test_a_read_only_folder_ends_in_one_line(command):
 def test_a_file_in_place_of_the_folder_of_models_ends_in_one_line(command):
     small_model('small.ptmodel')
     Path('saves').write_text('mine', encoding='utf-8')
-    assert "'saves'" in error_of(command)
+    assert "exists: 'saves'" in error_of(command[0].main, command[1:])
     assert Path('saves').read_text(encoding='utf-8') == 'mine'

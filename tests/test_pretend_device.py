@@ -181,7 +181,6 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AlexNet.__init__, '__defaults__', (10, THIN))
         patch.setattr(compact, 'WIDTHS', THIN)
-        patch.setattr(compact._empty_model, '__defaults__', (THIN,))
         patch.setattr(sklearn.datasets, 'load_digits', lambda return_X_y: (digits[:250], labels[:250]))
         yield
 

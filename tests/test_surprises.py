@@ -8,6 +8,8 @@ import pytest
 import torch
 import torchvision.datasets
 from PIL import Image
+from scripts import DIGITS, error_of
+from small import sparse_model
 from test_data import make_folder
 
 import huffman_coding
@@ -15,8 +17,6 @@ import pruning
 import weight_share
 from net import command_line
 from net.models import AlexNet, save_model
-
-DIGITS = ['--data', 'digits', '--no-cuda']
 
 pytestmark = pytest.mark.usefixtures('small_runs')
 
@@ -28,21 +28,6 @@ def no_download(monkeypatch):
             pytest.fail('CIFAR-10 would be downloaded')
         raise RuntimeError('Dataset not found or corrupted.')
     monkeypatch.setattr(torchvision.datasets, 'CIFAR10', refuse)
-
-
-def sparse_model(path):
-    """A model with 5,000 weights."""
-    model = AlexNet()
-    model.prune_to_budget(5000)
-    save_model(model, path)
-
-
-def error_of(main, arguments):
-    """The line that a script ends with."""
-    with pytest.raises(SystemExit) as stopped:
-        command_line.run(lambda: main(arguments))
-    assert str(stopped.value.code).startswith('error: ') and '\n' not in stopped.value.code
-    return stopped.value.code.removeprefix('error: ')
 
 
 # ---- the data --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,29 @@
+"""How tests call the scripts: in this process, or as a process of their own."""
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pruning
+from net import command_line
+
+ROOT = Path(pruning.__file__).parent
+DIGITS = ['--data', 'digits', '--no-cuda']
+
+
+def error_of(main, arguments):
+    """The line that a script ends with, and exit status 1."""
+    with pytest.raises(SystemExit) as stopped:
+        command_line.run(lambda: main(arguments))
+    assert str(stopped.value.code).startswith('error: ') and '\n' not in stopped.value.code
+    return stopped.value.code.removeprefix('error: ')
+
+
+def start(*command, **environment):
+    """A script as a process, whose lines can be read as soon as they are printed."""
+    return subprocess.Popen([sys.executable, '-u', *command], env={**os.environ, **environment}, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # whoever runs the tests
