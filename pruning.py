@@ -138,7 +138,7 @@ def add_pruning_arguments(parser):
     goal.add_argument('--sensitivity', type=number(float, 0), metavar='X',
                       help=f'threshold in standard deviations of a layer ({SENSITIVITY} for --prune std alone)')
     add('--fc-cost', type=number(float, 0.01), metavar='X', help='with --keep: how many times the score of a '
-        'convolution weight one of a fully connected layer needs to stay, since it takes more bytes '
+        'convolution\'s weight or unit one of a fully connected layer needs to stay, since it takes more bytes '
         f'{of_recipe("fc_cost")}')
     add('--prune-steps', type=number(int, 1), metavar='N',
         help=f'reach the goal in N steps, with an epoch of training between two of them {of_recipe("prune_steps")}')
@@ -254,7 +254,7 @@ def prune_gradually(model, images, args, checkpoint=None):
     done, n_steps = checkpoint.restore(model, optimizer, scheduler) if checkpoint else 0, args.prune_steps
     for step in tqdm(range(done + 1, n_steps + 1), 'Pruning steps', n_steps, initial=done, leave=False, disable=None):
         if args.keep_units is not None:
-            model.prune_units(number_to_keep(start_units, args.keep_units, step, n_steps))
+            model.prune_units(number_to_keep(start_units, args.keep_units, step, n_steps), args.fc_cost)
         with tqdm.external_write_mode():  # the bar makes way for the lines of the thresholds
             prune(model, args, step, start)
         if n_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them

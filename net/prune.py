@@ -65,19 +65,19 @@ class PruningModule(nn.Module):
         """How many weights each layer has among the `keep` of the network with the highest scores: name -> count."""
         if not keep >= 1:
             raise UserError(f'number of weights to keep must be at least 1, got {keep}')
-        scores = {name: CRITERIA[score](_finite_weights(name, layer)) / (fc_cost if layer.weight.dim() == 2 else 1)
+        scores = {name: CRITERIA[score](_finite_weights(name, layer)) / _cost(layer, fc_cost)
                   for name, layer in self.layers()}
         lowest = _lowest_kept(scores.values(), keep)
         return {name: int((values >= lowest).sum()) for name, values in scores.items()}
 
-    def prune_units(self, keep):
+    def prune_units(self, keep, fc_cost=1):
         """Remove, in place, all hidden units but the `keep` with the highest scores: their weights and their biases.
 
         The size of a unit is the product of the norms of its incoming and its outgoing weights. A ReLU unit can be
         scaled up in front and down behind: neither what the network computes nor this product changes. The score is
-        LAMP's, with sizes in place of weights. So layers compare, and none ends empty: the largest unit of each has the
-        highest score there is. Of units of equal size the first stay. Units of size 0, which receive nothing or are not
-        read, go in any case.
+        LAMP's, with sizes in place of weights, so that layers compare; a unit of a fully connected layer needs one
+        `fc_cost` times as high to stay. The largest unit of each layer always stays. Of units of equal size the first
+        stay. Units of size 0, which receive nothing or are not read, go in any case.
         Raises UserError unless `keep` is at least the number of hidden layers, or if a weight is not finite.
         """
         pairs = list(pairwise(layer for _, layer in self.layers()))  # each layer with the one that reads its units
@@ -85,7 +85,9 @@ class PruningModule(nn.Module):
             raise UserError(f'number of units to keep must be at least {len(pairs)}, one for each layer, got {keep}')
         weights = [_finite_weights(name, layer) for name, layer in self.layers()]
         sizes = [_norms(incoming) * _norms(outgoing.transpose(0, 1)) for incoming, outgoing in pairwise(weights)]
-        scores = [lamp_scores(size) for size in sizes]
+        scores = [lamp_scores(size) / _cost(layer, fc_cost) for (layer, _), size in zip(pairs, sizes, strict=True)]
+        for score in scores:
+            score[-1:] = math.inf  # whatever it costs
         lowest = _lowest_kept(scores, keep)
         for (layer, following), size, score in zip(pairs, sizes, scores, strict=True):
             removed = size.argsort(descending=True, stable=True)[int((score >= lowest).sum()):]
@@ -156,6 +158,11 @@ def _lowest_kept(scores, keep):
     pooled = torch.cat(list(scores))
     n_pruned = len(pooled) - min(keep, len(pooled))
     return pooled.kthvalue(n_pruned + 1).values if n_pruned < len(pooled) else math.inf
+
+
+def _cost(layer, fc_cost):
+    """How many times the score of a convolution's weights or units those of this layer need."""
+    return fc_cost if layer.weight.dim() == 2 else 1
 
 
 def _norms(weights):

@@ -319,11 +319,35 @@ def test_fewer_units_than_hidden_layers_are_refused_and_nothing_is_pruned():
     assert units_with_bias(model) == [[0, 1, 2], [0, 1], [0]]
 
 
+class ConvolutionAndStack(PruningModule):
+    """Two hidden layers: a convolution's units of size 2 and 1, then those of size 1 and 1; scores 1, 1/5 and 1, 1/2."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.fc1, self.fc2 = nn.Conv2d(1, 2, 1), nn.Linear(2, 2), nn.Linear(2, 1)
+        self.conv1.weight.data = torch.tensor([2., 1.]).view(2, 1, 1, 1)
+        self.fc1.weight.data = torch.eye(2)
+        self.fc2.weight.data = torch.ones(1, 2)
+        for _, layer in self.layers():
+            layer.bias.data.fill_(0.5)
+
+
+@pytest.mark.parametrize('fc_cost, expected', [
+    (1, [[0], [0, 1]]),  # 1/2 of the second unit behind, 1/5 of the one in front
+    (3, [[0, 1], [0]]),  # 1/6 and 1/5
+    (100, [[0, 1], [0]]),  # 1/100 is the highest score behind: it stays even so
+])
+def test_a_fully_connected_unit_needs_a_higher_score_but_the_largest_stays(fc_cost, expected):
+    model = ConvolutionAndStack()
+    model.prune_units(3, fc_cost)
+    assert units_with_bias(model) == [*expected, [0]]
+
+
 def test_no_layer_of_an_alexnet_is_emptied_and_its_live_part_computes_the_same():
     torch.manual_seed(0)
     model, pixels = AlexNet(), torch.randn(4, 3, 32, 32)
     for keep in 300, 7:
-        model.prune_units(keep)
+        model.prune_units(keep, fc_cost=6)
         outputs, hidden = model(pixels), live_units(model)[1:-1]
         assert sum(map(len, hidden)) == keep and min(map(len, hidden)) >= 1
         with live_part(model):

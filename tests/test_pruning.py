@@ -173,9 +173,9 @@ def test_units_go_step_by_step_until_their_goal_is_reached(images, small_runs, m
     args = pruning.parse_args(['--start-units', '140', '--keep-units', '70', '--keep', '3000', '--prune-steps', '2'])
     model, asked = pruning.new_model(args, 10), []
     prune_units = model.prune_units
-    monkeypatch.setattr(model, 'prune_units', lambda keep: asked.append(keep) or prune_units(keep))
+    monkeypatch.setattr(model, 'prune_units', lambda keep, fc_cost: asked.append((keep, fc_cost)) or prune_units(keep))
     pruning.prune_gradually(model, images, args)
-    assert asked == [int(140 / 2**0.875), 70] and count_hidden_units(model) <= 70
+    assert asked == [(int(140 / 2**0.875), 6), (70, 6)] and count_hidden_units(model) <= 70
 
 
 def test_the_first_training_can_begin_with_a_narrow_network_initialised_for_its_width():
