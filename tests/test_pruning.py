@@ -224,7 +224,7 @@ def test_the_help_shows_the_defaults_of_each_recipe(capsys):
     text = ' '.join(capsys.readouterr().out.split())
     for key in pruning.RECIPES['paper']:
         assert pruning.of_recipe(key) in text
-    assert f'(ranking: {pruning.RECIPES["ranking"]["keep"]})' in text and '(default: adam)' in text
+    assert f'(ranking: {pruning.RECIPES["ranking"]["keep"]})' in text and '(ranking: sgd, paper: adam)' in text
 
 
 @pytest.mark.parametrize('argv, recipe', [
