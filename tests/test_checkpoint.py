@@ -208,7 +208,7 @@ def test_a_checkpoint_that_was_tampered_with_is_refused_by_name(change, message,
 
 
 def test_other_arguments_are_refused_with_both_values(written):
-    with pytest.raises(ValueError, match=f'^{NAME}: belongs to a run with --batch-size 7, got 256; --seed 42, got 1$'):
+    with pytest.raises(ValueError, match=f'^{NAME}: belongs to a run with --batch-size 7, got 128; --seed 42, got 1$'):
         make_checkpoint('pruning.py', pruning.PHASES,
                         pruning.parse_args(['--weight-decay=1e-4', '--seed=1', '--resume']))
 

@@ -43,6 +43,7 @@ def test_an_epoch_shows_each_image_once_in_a_new_order_with_its_label():
         for pixels, labels in epoch:
             for image, original in zip(pixels, normalize(images.pixels[labels]), strict=True):
                 assert torch.equal(image, original) or torch.equal(image, original.flip(2))
+            assert pixels.is_contiguous(memory_format=torch.channels_last)
     orders = [torch.cat([labels for _, labels in epoch]).tolist() for epoch in epochs]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(10)) and orders[0] != orders[1]
 

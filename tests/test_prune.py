@@ -320,7 +320,7 @@ def test_fewer_units_than_hidden_layers_are_refused_and_nothing_is_pruned():
 
 
 class ConvolutionAndStack(PruningModule):
-    """Two hidden layers: a convolution's units of size 2 and 1, then those of size 1 and 1; scores 1, 1/5 and 1, 1/2."""
+    """Two hidden layers: a convolution, units of size 2 and 1, then units of size 1 and 1; scores 1, 1/5 and 1, 1/2."""
 
     def __init__(self):
         super().__init__()
