@@ -85,7 +85,7 @@ class LayerSize(NamedTuple):
 
 
 def draw_network(layers, folder):
-    """The network before and after pruning: units of each layer, and the weights that lead to them.
+    """The whole network and what is left of it: units of each layer, and the weights that lead to them.
 
     `layers` is name -> `LayerSize`.
     """
@@ -93,8 +93,8 @@ def draw_network(layers, folder):
     all_axes = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(layers))
     for axes, kind in zip(all_axes, ('units', 'weights'), strict=True):
-        for shift, field, color, hatch, label in [(-0.2, kind, GREY, '', 'before pruning'),
-                                                  (0.2, f'{kind}_left', BLUE, '//', 'after')]:
+        for shift, field, color, hatch, label in [(-0.2, kind, GREY, '', 'the whole AlexNet'),
+                                                  (0.2, f'{kind}_left', BLUE, '//', 'what is left')]:
             values = [getattr(layer, field) for layer in layers.values()]
             axes.barh(places + shift, values, 0.38, color=color, hatch=hatch, edgecolor='white', label=label)
             for place, value in zip(places, values, strict=True):

@@ -345,12 +345,16 @@ print(command_line.peak_memory())
 
 
 def milliseconds(network, pixels, n_runs=10):
+    """Of a batch, with the channels of a pixel apart in memory or side by side, whichever is faster for the network."""
+    times = []
     with torch.inference_mode():
-        network(pixels)
-        start = time.perf_counter()
-        for _ in range(n_runs):
-            network(pixels)
-    return (time.perf_counter() - start) / n_runs * 1e3
+        for batch in pixels, pixels.contiguous(memory_format=torch.channels_last):
+            network(batch)
+            start = time.perf_counter()
+            for _ in range(n_runs):
+                network(batch)
+            times.append((time.perf_counter() - start) / n_runs * 1e3)
+    return min(times)
 
 
 def benchmark_live_network(path, rounds=5):
