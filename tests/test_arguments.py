@@ -9,6 +9,7 @@ import torch
 import torchvision.datasets.cifar
 from hostile import RunsCommand
 from PIL import Image
+from scripts import DIGITS
 
 import huffman_coding
 import pruning
@@ -17,7 +18,6 @@ from net import command_line
 from net.models import AlexNet, save_model
 
 SCRIPTS = {'pruning': pruning, 'weight_share': weight_share, 'huffman_coding': huffman_coding}
-DIGITS = ['--data', 'digits', '--no-cuda']
 
 pytestmark = pytest.mark.usefixtures('small_runs')
 

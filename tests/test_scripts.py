@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from scripts import DIGITS, ROOT
 from small import WIDTHS, load_few, make_small
 
 import huffman_coding
@@ -19,8 +20,6 @@ import weight_share
 from net import command_line
 from net.models import AlexNet, load_model, save_model
 
-ROOT = Path(pruning.__file__).parent
-DIGITS = ['--data', 'digits', '--no-cuda']
 SHORT = [*DIGITS, '--recipe', 'paper', '--retrain-epochs', '1']
 
 
