@@ -344,6 +344,14 @@ print(command_line.peak_memory())
 """
 
 
+def benchmark_first_prediction(path):
+    """From the file to the first prediction: comes early, since a process begins with the peak memory of its parent."""
+    for decode in model_from_compact, live_network_from_compact:
+        done = subprocess.run([sys.executable, '-c', FIRST_PREDICTION, decode.__name__, path], cwd=ROOT,
+                              capture_output=True, text=True, check=True)
+        print(f'{path.name}: {decode.__name__}: {done.stdout.strip()}')
+
+
 def milliseconds(network, pixels, n_runs=10):
     """Of a batch, with the channels of a pixel apart in memory or side by side, whichever is faster for the network."""
     times = []
@@ -367,16 +375,14 @@ def benchmark_live_network(path, rounds=5):
         pixels = torch.randn(batch_size, 3, 32, 32)
         whole, live = np.min([[milliseconds(network, pixels) for network in networks] for _ in range(rounds)], axis=0)
         print(f'{path.name}: batch of {batch_size}: whole {whole:.2f} ms, live {live:.2f} ms: {whole / live:.1f}x')
-    for decode in model_from_compact, live_network_from_compact:
-        done = subprocess.run([sys.executable, '-c', FIRST_PREDICTION, decode.__name__, path], cwd=ROOT,
-                              capture_output=True, text=True, check=True)
-        print(f'{path.name}: {decode.__name__}: {done.stdout.strip()}')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', help='pruned and shared model')
     args = parser.parse_args()
+    print('--- From the compact file to the first prediction ---')
+    benchmark_first_prediction(COMPACT)
     torch.manual_seed(0)
     model = load_model(args.model) if args.model else paper_model()
     fc2 = model.fc2.weight.detach().numpy()
