@@ -73,8 +73,12 @@ def parse_args(argv=None):
 
 
 def refuse_flags_without_effect(parser, given, args):
+    after_training = ['prune', 'keep', 'keep_units', 'rates', 'sensitivity', 'fc_cost', 'prune_steps', 'prune_lr',
+                      'retrain_epochs', 'retrain_lr', 'retrain_weight_decay', 'figures']
     for flags, needed, have_effect in [
-            (['start_units', 'epochs', 'lr'], 'a first training, got --load-model-path', args.load_model_path is None),
+            (['start_units', 'epochs', 'lr', 'dense_only'], 'a first training, got --load-model-path',
+             args.load_model_path is None),
+            (after_training, 'pruning, got --dense-only', not args.dense_only),
             (['fc_cost'], f'--keep, got --prune {args.prune}', args.prune not in GOALS),
             (['prune_lr'], 'more than one pruning step, got --prune-steps 1', args.prune_steps > 1)]:
         for flag in flags:
@@ -109,6 +113,8 @@ def make_parser():
     add('--epochs', type=number(int, 1), metavar='N', help=f'epochs of the first training {of_recipe("epochs")}')
     add('--lr', type=number(float, 0), metavar='X',
         help=f'highest learning rate of the first training {of_recipe("lr")}')
+    add('--dense-only', action='store_true', default=None, help='stop after the first training: '
+        f'{command_line.DENSE} is the network before it is compressed')
     add('--crop', choices=['always', 'first'], help='random crops of the images always, or only in the first training: '
         f'a network with few weights left does without {of_recipe("crop")}')
     add('--retrain-epochs', type=number(int, 1), metavar='N',
@@ -315,7 +321,7 @@ class Run(NamedTuple):
 
 
 def run_stage(args, header):
-    """From the images to `saves/model_after_retraining.ptmodel`."""
+    """From the images to `saves/model_after_retraining.ptmodel`, or with --dense-only to the dense model."""
     checkpoint = Checkpoint(PATH, 'pruning.py', PHASES[1:] if args.load_model_path else PHASES,
                             command_line.arguments_of_run(args), args.resume, args.restart)
     torch.manual_seed(args.seed)
@@ -324,7 +330,7 @@ def run_stage(args, header):
     model = load_model(args.load_model_path, device) if args.load_model_path else None
     images, report_images, title = command_line.load_splits(args, device)
     model = model or new_model(args, len(images.classes)).to(device)
-    if not args.resume:  # a model that was pruned again has gone on since
+    if not args.resume and not args.dense_only:  # a model that was pruned again has gone on since
         check_budgets(model, args)
     shown_name = None
     if args.figures:
@@ -339,11 +345,14 @@ def run_stage(args, header):
     util.print_model_parameters(model)
     if not args.load_model_path and checkpoint.enter('initial training', model):
         train_dense(run)
-    if checkpoint.enter('pruning', model):
-        prune_dense(run)
-    checkpoint.enter('retraining', model)
-    retrain(run)
-    with command_line.already_written(command_line.PRUNED):
+    if args.dense_only:
+        run.report('initial_accuracy', model)
+    else:
+        if checkpoint.enter('pruning', model):
+            prune_dense(run)
+        checkpoint.enter('retraining', model)
+        retrain(run)
+    with command_line.already_written(command_line.DENSE if args.dense_only else command_line.PRUNED):
         checkpoint.finish()
 
 

@@ -63,6 +63,8 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('pruning', '--prune std --keep 4200', '--keep goes with --prune lamp, got --prune std'),
     ('pruning', '--prune percentile --keep 4200', '--keep goes with --prune lamp, got --prune percentile'),
     ('pruning', '--start-units 99 --load-model-path x', '--start-units goes with a first training, got --load-model'),
+    ('pruning', '--dense-only --load-model-path x', '--dense-only goes with a first training, got --load-model-path'),
+    ('pruning', '--dense-only --keep 9', '--keep goes with pruning, got --dense-only'),
     ('pruning', '--start-units 6', '--start-units: must be a whole number from 7 to 9344, got 6'),
     ('pruning', '--keep-units 6', '--keep-units: must be a whole number, at least 7, got 6'),
     ('pruning', '--prune-lr -1', '--prune-lr: must be a number, at least 0, got -1'),

@@ -159,6 +159,14 @@ def test_retraining_can_start_from_a_dense_model_and_report_on_held_out_images(f
 
 
 @small_runs
+def test_the_first_training_alone_leaves_the_dense_model_that_a_whole_run_begins_with(finished, capsys):
+    pruning.main([*SHORT[:-2], '--epochs', '1', '--dense-only'])
+    assert os.listdir('saves') == ['initial_model.ptmodel'] and 'Pruning' not in capsys.readouterr().out
+    dense = [load_model(Path(folder, 'saves/initial_model.ptmodel')) for folder in ('.', finished[0])]
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in dense), strict=True))
+
+
+@small_runs
 def test_pruning_by_std_leaves_fewer_weights_for_a_higher_sensitivity(finished):
     dense = str(finished[0] / 'saves/initial_model.ptmodel')
     alive = []
