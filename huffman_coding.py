@@ -28,7 +28,7 @@ from net.models import AlexNet, save_model
 from net.statistics import entropy_table, read_streams
 
 DIRECTORY = 'encodings/'
-SHIPPED = Path(__file__).parent / 'net/pretrained/smallest.dcan'
+PRETRAINED = {path.stem: path for path in sorted(Path(__file__).with_name('net').glob('pretrained/*.dcan'))}
 CIFAR10_CLASSES = 'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
 
 DECODING = 'from_compact', 'classify', 'export'  # flags that only decode a compact file
@@ -48,8 +48,8 @@ def parse_args(argv=None):
     add('--student-id', type=student_id, metavar='ID', help='write the files to hand in: ID.ptmodel and ID.zip')
     add('--compact', type=command_line.output_file, metavar='FILE', help='write the model as one small file, too')
     add = parser.groups['only decode a compact file'].add_argument
-    add('--from-compact', metavar='FILE', help='the file; without this, --classify and --export take the one that '
-        'comes with the scripts')
+    add('--from-compact', metavar='FILE', help='the file, or the name of one that comes with the scripts: '
+        f'{", ".join(PRETRAINED)} (without this, --classify and --export take smallest)')
     add('--save-model-path', metavar='FILE', help='where to write the model of --from-compact')
     add('--classify', nargs='*', metavar='IMAGE', help='measure its accuracy, if the data is there, and say what these '
         'images show')
@@ -115,17 +115,18 @@ def load_compact(path, decode=model_from_compact):
 
 def decode_compact(args, device):
     """All that --from-compact, --classify and --export ask for."""
-    path = args.from_compact or SHIPPED
+    name = args.from_compact or 'smallest'
+    path, classes = (PRETRAINED[name], CIFAR10_CLASSES) if name in PRETRAINED else (name, None)
     photos = {name: load_photo(name) for name in expand(args.classify or [])}  # before anything is decoded
-    images = find_test_images(args, photos)
+    images = find_test_images(args, photos, classes)
     if args.save_model_path is not None:
         save_model(load_compact(path).to(device), args.save_model_path)
         print(f'Wrote {args.save_model_path}')
     if args.classify is not None or args.export is not None:
         network = load_compact(path, live_network_from_compact).to(device)
         print(f'{path}: {Path(path).stat().st_size} bytes, decoded')
-        classes = images.classes if images else CIFAR10_CLASSES if args.from_compact is None else None
-        use_network(network, photos, images, classes or tuple(map(str, range(network.n_classes))), args)
+        classes = images.classes if images else classes or tuple(map(str, range(network.n_classes)))
+        use_network(network, photos, images, classes, args)
 
 
 def use_network(network, photos, images, classes, args):
@@ -137,9 +138,9 @@ def use_network(network, photos, images, classes, args):
         print(f'Wrote {args.export}')
 
 
-def find_test_images(args, photos):
+def find_test_images(args, photos, classes):
     """The test images for --classify, or for the names of the classes in --export; None if they are not needed, or if
-    there are none at the default place.
+    there are none at the default place. UserError if they are not of the `classes`, where these are known.
     """
     if args.classify is None and (args.export is None or args.data == DOWNLOAD_FOLDER):
         return None
@@ -153,8 +154,8 @@ def find_test_images(args, photos):
                             f'got neither: there is none in {args.data!r}') from None
         print(f'There are no images in {args.data!r} to measure the accuracy on')
         return None
-    if args.from_compact is None and images.classes != CIFAR10_CLASSES:
-        raise UserError(f'{args.data}: the network knows {", ".join(CIFAR10_CLASSES)}, '
+    if classes and images.classes != classes:
+        raise UserError(f'{args.data}: the network knows {", ".join(classes)}, '
                         f'the images are {", ".join(images.classes)}')
     return images
 

@@ -23,9 +23,17 @@ from net.checkpoint import PATH, Checkpoint
 from net.command_line import number
 from net.data import Images, batches
 from net.files import UserError, one_run_per_folder
-from net.live import count_alive, count_hidden_units, live_part, live_units, remove_dead_weights, state_like
+from net.live import (
+    count_alive,
+    count_hidden_units,
+    live_network,
+    live_part,
+    live_units,
+    remove_dead_weights,
+    state_like,
+)
 from net.models import WIDTHS, AlexNet, load_model, replace_zeros, save_model
-from net.prune import CRITERIA, SENSITIVITY, fraction_to_keep, number_to_keep, percentile_threshold
+from net.prune import CRITERIA, SENSITIVITY, amount_to_keep, number_to_keep, percentile_threshold
 
 # Defaults of flags, chosen on 5,000 held-out training images.
 RECIPES = {
@@ -33,16 +41,24 @@ RECIPES = {
     'ranking': {'optimizer': 'sgd', 'schedule': 'linear', 'batch_size': 128, 'crop': 'first',
                 'start_units': 640, 'epochs': 24, 'lr': 0.05, 'weight_decay': 5e-4,
                 'prune': 'lamp', 'keep': 2300, 'keep_units': 280, 'fc_cost': 6, 'prune_steps': 50, 'prune_lr': 0.02,
-                'retrain_epochs': 30, 'retrain_lr': 0.05, 'retrain_weight_decay': 5e-5},
+                'retrain_epochs': 30, 'retrain_lr': 0.05, 'retrain_weight_decay': 5e-5,
+                'label_smoothing': 0, 'distill': 0},
+    # No accuracy lost: a network that was trained for long, and its own teacher while it is pruned.
+    'accurate': {'optimizer': 'sgd', 'schedule': 'linear', 'batch_size': 128, 'crop': 'always',
+                 'start_units': 1664, 'epochs': 80, 'lr': 0.05, 'weight_decay': 5e-4,
+                 'prune': 'lamp', 'keep': 112_000, 'keep_units': 680, 'fc_cost': 6, 'prune_steps': 20, 'prune_lr': 0.02,
+                 'retrain_epochs': 40, 'retrain_lr': 0.05, 'retrain_weight_decay': 5e-4,
+                 'label_smoothing': 0.1, 'distill': 0.7},
     # Han et al. 2016: prune once, at the rates of Table 4.
     'paper': {'optimizer': 'adam', 'schedule': 'one-cycle', 'batch_size': 256, 'crop': 'always',
               'start_units': None, 'epochs': 20, 'lr': 1e-3, 'weight_decay': 0,
               'prune': 'percentile', 'keep': None, 'keep_units': None, 'fc_cost': 1, 'prune_steps': 1, 'prune_lr': 1e-3,
-              'retrain_epochs': 12, 'retrain_lr': 1e-3, 'retrain_weight_decay': 0},
+              'retrain_epochs': 12, 'retrain_lr': 1e-3, 'retrain_weight_decay': 0, 'label_smoothing': 0, 'distill': 0},
 }
 GOALS = {'percentile': 'rates', 'std': 'sensitivity'}  # criterion -> its flag; a budget, --keep, for all others
 
 SCANNED_PERCENTS = 80, 60, 40, 30, 20, 10, 5, 2  # of the weights kept, for the figure of the sensitivity
+TEMPERATURE = 2  # that the answers of a teacher, and of the network that learns from it, are divided by
 PHASES = 'initial training', 'pruning', 'retraining'
 
 
@@ -74,12 +90,13 @@ def parse_args(argv=None):
 
 def refuse_flags_without_effect(parser, given, args):
     after_training = ['prune', 'keep', 'keep_units', 'rates', 'sensitivity', 'fc_cost', 'prune_steps', 'prune_lr',
-                      'retrain_epochs', 'retrain_lr', 'retrain_weight_decay', 'figures']
+                      'retrain_epochs', 'retrain_lr', 'retrain_weight_decay', 'crop', 'distill', 'figures']
     for flags, needed, have_effect in [
             (['start_units', 'epochs', 'lr', 'dense_only'], 'a first training, got --load-model-path',
              args.load_model_path is None),
             (after_training, 'pruning, got --dense-only', not args.dense_only),
-            (['fc_cost'], f'--keep, got --prune {args.prune}', args.prune not in GOALS),
+            (['fc_cost'], f'--keep or --keep-units, got --prune {args.prune}',
+             args.prune not in GOALS or args.keep_units is not None),
             (['prune_lr'], 'more than one pruning step, got --prune-steps 1', args.prune_steps > 1)]:
         for flag in flags:
             if getattr(given, flag) is not None and not have_effect:
@@ -113,10 +130,15 @@ def make_parser():
     add('--epochs', type=number(int, 1), metavar='N', help=f'epochs of the first training {of_recipe("epochs")}')
     add('--lr', type=number(float, 0), metavar='X',
         help=f'highest learning rate of the first training {of_recipe("lr")}')
-    add('--dense-only', action='store_true', default=None, help='stop after the first training: '
+    add('--dense-only', action='store_true', default=None,  # not given, as with other flags
+        help='stop after the first training: '
         f'{command_line.DENSE} is the network before it is compressed')
     add('--crop', choices=['always', 'first'], help='random crops of the images always, or only in the first training: '
         f'a network with few weights left does without {of_recipe("crop")}')
+    add('--label-smoothing', type=number(float, 0, 1), metavar='X', help='share of each label that goes to all classes '
+        f'alike {of_recipe("label_smoothing")}')
+    add('--distill', type=number(float, 0, 1), metavar='X', help='share of the loss, from pruning on, that is the '
+        f'distance to the answers of the dense network {of_recipe("distill")}')
     add('--retrain-epochs', type=number(int, 1), metavar='N',
         help=f'epochs after pruning {of_recipe("retrain_epochs")}')
     add('--retrain-lr', type=number(float, 0), metavar='X',
@@ -141,8 +163,8 @@ def add_pruning_arguments(parser):
                       help='percent of the weights to keep in these layers, and the paper\'s in the others')
     goal.add_argument('--sensitivity', type=number(float, 0), metavar='X',
                       help=f'threshold in standard deviations of a layer ({SENSITIVITY} for --prune std alone)')
-    add('--fc-cost', type=number(float, 0.01), metavar='X', help='with --keep: how many times the score of a '
-        'convolution\'s weight or unit one of a fully connected layer needs to stay, since it takes more bytes '
+    add('--fc-cost', type=number(float, 0.01), metavar='X', help='with --keep, --keep-units: how many times the score '
+        'of a convolution\'s weight or unit one of a fully connected layer needs to stay, since it takes more bytes '
         f'{of_recipe("fc_cost")}')
     add('--prune-steps', type=number(int, 1), metavar='N',
         help=f'reach the goal in N steps, with an epoch of training between two of them {of_recipe("prune_steps")}')
@@ -174,7 +196,23 @@ def parse_rates(text):
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
-def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_interval=10, crop=True, checkpoint=None):
+def loss_of_batch(output, pixels, labels, smoothing=0., teacher=None, share=0.):
+    """The loss of log-probabilities (n, classes), as a scalar tensor.
+
+    Of each label, `smoothing` goes to all classes alike (Szegedy et al. 2016, section 7). With a teacher, `share` of
+    the loss is how far the network is from the teacher's answers, both softened (Hinton et al. 2015, section 2).
+    """
+    loss = (1 - smoothing) * F.nll_loss(output, labels) - smoothing * output.mean()
+    if teacher is None:
+        return loss
+    with torch.no_grad():
+        answers = (teacher(pixels) / TEMPERATURE).softmax(1)
+    distance = F.kl_div((output / TEMPERATURE).log_softmax(1), answers, reduction='batchmean')
+    return (1 - share) * loss + share * TEMPERATURE ** 2 * distance  # as large a gradient as without a temperature
+
+
+def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_interval=10, crop=True, checkpoint=None,
+          loss_of=loss_of_batch):
     """Train in place; weights that are zero when it starts are pruned, and stay zero.
 
     One step of the scheduler follows each of the `epochs * ceil(n / batch_size)` steps of the optimizer. With a
@@ -184,19 +222,19 @@ def train(model, images, optimizer, scheduler, epochs, batch_size=256, log_inter
     done = checkpoint.restore(model, optimizer, scheduler) if checkpoint else 0
     for epoch in tqdm(range(done + 1, epochs + 1), 'Epochs', epochs, initial=done, leave=False, disable=None):
         loss = train_epoch(model, images, optimizer, scheduler, masks, f'Epoch {epoch}/{epochs}',
-                           batch_size, log_interval, crop)
+                           batch_size, log_interval, loss_of, crop)
         if checkpoint:
             checkpoint.save(model, optimizer, scheduler, epoch, loss)
 
 
-def train_epoch(model, images, optimizer, scheduler, masks, title, batch_size, log_interval, crop):
+def train_epoch(model, images, optimizer, scheduler, masks, title, batch_size, log_interval, loss_of, crop):
     """Train one epoch in place, with a bar and a line that begin with `title`; return the average loss."""
     model.train()
     n, total_loss, alive, start = len(images.labels), 0.0, count_alive(model), time.perf_counter()
     with tqdm(desc=title, total=n, unit=' images', unit_scale=True, leave=False, disable=None) as bar:
         for step, (pixels, labels) in enumerate(batches(images, batch_size, crop)):
             optimizer.zero_grad()
-            loss = F.nll_loss(model(pixels), labels)
+            loss = loss_of(model(pixels), pixels, labels)
             loss.backward()
             for param, mask in masks:
                 param.grad.mul_(mask)  # zero the gradients of pruned weights (Han et al. 2015, section 3.3)
@@ -227,7 +265,7 @@ def pruning_masks(model, optimizer):
     return masks
 
 
-def fit(model, images, epochs, lr, weight_decay, args, crop, checkpoint=None):
+def fit(model, images, epochs, lr, weight_decay, args, crop, checkpoint=None, loss_of=loss_of_batch):
     """Train in place with a fresh optimizer; the learning rate has its highest value `lr` early, and ends near zero."""
     optimizer = make_optimizer(model, lr, weight_decay, args)
     n_steps = epochs * math.ceil(len(images.labels) / args.batch_size)
@@ -237,7 +275,7 @@ def fit(model, images, epochs, lr, weight_decay, args, crop, checkpoint=None):
         along, warm_up = {'one-cycle': ('cos', 0.1), 'linear': ('linear', 0.2)}[args.schedule]
         scheduler = OneCycleLR(optimizer, lr, n_steps, pct_start=warm_up if n_steps > 10 else 0.3,
                                anneal_strategy=along, cycle_momentum=False)
-    train(model, images, optimizer, scheduler, epochs, args.batch_size, args.log_interval, crop, checkpoint)
+    train(model, images, optimizer, scheduler, epochs, args.batch_size, args.log_interval, crop, checkpoint, loss_of)
 
 
 def make_optimizer(model, lr, weight_decay, args):
@@ -249,7 +287,7 @@ def make_optimizer(model, lr, weight_decay, args):
 
 # ---- pruning ---------------------------------------------------------------------------------------------------------
 
-def prune_gradually(model, images, args, checkpoint=None):
+def prune_gradually(model, images, args, checkpoint=None, loss_of=loss_of_batch):
     """Prune in steps, in place, with an epoch of training between two of them; one step is one-shot pruning."""
     start = {name: count_nonzeros(layer) for name, layer in model.layers()}
     start_units = count_hidden_units(model)
@@ -267,7 +305,7 @@ def prune_gradually(model, images, args, checkpoint=None):
             with live_part(model, optimizer):
                 loss = train_epoch(model, images, optimizer, scheduler, pruning_masks(model, optimizer),
                                    f'Pruning step {step}/{n_steps}', args.batch_size, args.log_interval,
-                                   args.crop == 'always')
+                                   loss_of, args.crop == 'always')
             if checkpoint:
                 checkpoint.save(model, optimizer, scheduler, step, loss)
 
@@ -282,7 +320,7 @@ def prune(model, args, step, start):
         model.prune_by_std(args.sensitivity)
     elif args.prune == 'percentile':
         alive = {name: 100 * start[name] / layer.weight.numel() for name, layer in model.layers()}  # percent
-        model.prune_by_percentile({name: fraction_to_keep(alive[name], percent, step, args.prune_steps)
+        model.prune_by_percentile({name: amount_to_keep(alive[name], percent, step, args.prune_steps)
                                    for name, percent in {**model.DEFAULT_PRUNE_RATE, **args.rates}.items()})
     else:
         n_kept = number_to_keep(sum(start.values()), args.keep, step, args.prune_steps)
@@ -330,7 +368,7 @@ def run_stage(args, header):
     model = load_model(args.load_model_path, device) if args.load_model_path else None
     images, report_images, title = command_line.load_splits(args, device)
     model = model or new_model(args, len(images.classes)).to(device)
-    if not args.resume and not args.dense_only:  # a model that was pruned again has gone on since
+    if not args.resume and not args.dense_only:  # resumed: some may be gone already; dense only: no budget is used
         check_budgets(model, args)
     shown_name = None
     if args.figures:
@@ -359,7 +397,8 @@ def run_stage(args, header):
 def train_dense(run):
     print('--- Initial training ---')
     with live_part(run.model):
-        fit(run.model, run.images, run.args.epochs, run.args.lr, run.args.weight_decay, run.args, True, run.checkpoint)
+        fit(run.model, run.images, run.args.epochs, run.args.lr, run.args.weight_decay, run.args, True, run.checkpoint,
+            partial(loss_of_batch, smoothing=run.args.label_smoothing))
     save_model(run.model, command_line.DENSE)
 
 
@@ -373,10 +412,19 @@ def prune_dense(run):
             scan = sensitivity_scan(run.model, run.checkpoint.accuracy)
         print('Wrote', figures.draw_sensitivity(scan, run.shown_name, run.args.figures))
     print('--- Pruning ---')
-    prune_gradually(run.model, run.images, run.args, run.checkpoint)
+    prune_gradually(run.model, run.images, run.args, run.checkpoint, loss_after_pruning(run))
     print('--- After pruning ---')
     util.print_nonzeros(run.model, run.args.log)
     run.report('accuracy_after_pruning', run.model)
+
+
+def loss_after_pruning(run):
+    """The loss of pruning and retraining, for which the dense model may be the teacher."""
+    args, teacher = run.args, None
+    if args.distill:
+        dense = load_model(args.load_model_path or command_line.DENSE, run.images.labels.device)
+        teacher = live_network(dense).eval()
+    return partial(loss_of_batch, smoothing=args.label_smoothing, teacher=teacher, share=args.distill)
 
 
 def retrain(run):
@@ -384,7 +432,7 @@ def retrain(run):
     print('--- Retraining ---')
     with live_part(run.model):
         fit(run.model, run.images, args.retrain_epochs, args.retrain_lr, args.retrain_weight_decay, args,
-            args.crop == 'always', run.checkpoint)
+            args.crop == 'always', run.checkpoint, loss_after_pruning(run))
     save_model(run.model, command_line.PRUNED)
     run.report('accuracy_after_retraining', run.model)
     print('--- After Retraining ---')

@@ -23,7 +23,8 @@ DEFAULTS = {'optimizer': 'adam', 'schedule': 'one-cycle', 'weight_decay': 0, 'ba
 
 EXAMPLES = """\
   python weight_share.py --fc-bits 5
-  python weight_share.py --bits 4 --fc-bits 3 --bias-bits 4 --sort-units --bfloat16 --save-model-path small.ptmodel"""
+  python weight_share.py --bits 3 --fc-bits 3 --bias-bits 3 --sort-units --bfloat16 --moving --epochs 20 --lr 2e-3 \\
+    --save-model-path saves/small.ptmodel"""
 
 
 def parse_args(argv=None):
@@ -112,7 +113,7 @@ def run_stage(args, header):
 
 
 def share(model, args):
-    """Share the weights in place; return those before and after if there are figures to draw, else None."""
+    """Share the weights in place; return those before and after, each None if no figures are to be drawn."""
     print('--- Weight sharing ---')
     remove_dead_weights(model)  # what is dead would not be trained with the rest, and keep values of its own
     if args.sort_units:

@@ -76,8 +76,8 @@ class PruningModule(nn.Module):
         The size of a unit is the product of the norms of its incoming and its outgoing weights. A ReLU unit can be
         scaled up in front and down behind: neither what the network computes nor this product changes. The score is
         LAMP's, with sizes in place of weights, so that layers compare; a unit of a fully connected layer needs one
-        `fc_cost` times as high to stay. The largest unit of each layer always stays. Of units of equal size the first
-        stay. Units of size 0, which receive nothing or are not read, go in any case.
+        `fc_cost` times as high to stay. Of units of equal size the first stay. Units of size 0, which receive nothing
+        or are not read, go in any case; of the others, the largest of each layer stays.
         Raises UserError unless `keep` is at least the number of hidden layers, or if a weight is not finite.
         """
         pairs = list(pairwise(layer for _, layer in self.layers()))  # each layer with the one that reads its units
@@ -87,7 +87,7 @@ class PruningModule(nn.Module):
         sizes = [_norms(incoming) * _norms(outgoing.transpose(0, 1)) for incoming, outgoing in pairwise(weights)]
         scores = [lamp_scores(size) / _cost(layer, fc_cost) for (layer, _), size in zip(pairs, sizes, strict=True)]
         for score in scores:
-            score[-1:] = math.inf  # whatever it costs
+            score[-1:] = math.inf  # ascending, empty if no unit has a size: the largest stays whatever it costs
         lowest = _lowest_kept(scores, keep)
         for (layer, following), size, score in zip(pairs, sizes, scores, strict=True):
             removed = size.argsort(descending=True, stable=True)[int((score >= lowest).sum()):]
@@ -185,11 +185,11 @@ def _finite_weights(name, layer):
 
 # ---- schedule --------------------------------------------------------------------------------------------------------
 
-def fraction_to_keep(start, goal, step, n_steps):
-    """The share of weights to keep after step 1 to `n_steps`: falls fast from `start`, then ever slower to `goal`.
+def amount_to_keep(start, goal, step, n_steps):
+    """What to keep after step 1 to `n_steps`, a percentage or a number: falls fast from `start`, ever slower to `goal`.
 
     Its logarithm takes the cubic course that Zhu and Gupta (2017, equation 1) give to the sparsity itself. The end is
-    exactly the goal, which the powers would round. Any unit will do: a fraction, a percentage, a number of weights.
+    exactly the goal, which the powers would round.
     """
     if start <= goal or step == n_steps:
         return goal
@@ -198,4 +198,4 @@ def fraction_to_keep(start, goal, step, n_steps):
 
 def number_to_keep(start, goal, step, n_steps):
     """The same for whole numbers, of weights or units."""
-    return int(fraction_to_keep(start, goal, step, n_steps))
+    return int(amount_to_keep(start, goal, step, n_steps))

@@ -11,6 +11,7 @@ import pruning
 from net import command_line
 
 ROOT = Path(pruning.__file__).parent
+SMALLEST = ROOT / 'net/pretrained/smallest.dcan'
 DIGITS = ['--data', 'digits', '--no-cuda']
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from scripts import SMALLEST
 
 import huffman_coding
 from net import command_line
@@ -20,7 +21,7 @@ def photo(name='photo.png', size=(64, 48)):
 def test_a_photo_is_classified_without_any_data(capsys):
     huffman_coding.main(['--classify', photo(), photo('grey.jpg'), '--no-cuda'])
     device, data, decoded, *lines = capsys.readouterr().out.splitlines()
-    assert decoded == f'{huffman_coding.SHIPPED}: {huffman_coding.SHIPPED.stat().st_size} bytes, decoded'
+    assert decoded == f'{SMALLEST}: {SMALLEST.stat().st_size} bytes, decoded'
     assert data == "There are no images in 'data' to measure the accuracy on"
     for name, line in zip(['photo.png', 'grey.jpg'], lines, strict=True):
         found = re.findall(r'([a-z]+) ([\d.]+) %', line)
@@ -32,7 +33,7 @@ def test_a_photo_is_classified_without_any_data(capsys):
 
 def test_the_answer_is_that_of_the_network(capsys):
     huffman_coding.main(['--classify', photo(), '--no-cuda'])
-    model = huffman_coding.load_compact(huffman_coding.SHIPPED).eval()
+    model = huffman_coding.load_compact(SMALLEST).eval()
     pixels = load_photo('photo.png')
     assert pixels.shape == (1, 3, 32, 32) and pixels.dtype == torch.uint8
     best = model(normalize(pixels)).argmax().item()
@@ -53,7 +54,7 @@ def test_images_of_other_classes_are_refused():
 
 
 def test_another_compact_file_is_used_with_the_names_of_its_data(capsys):
-    file = str(huffman_coding.SHIPPED)
+    file = str(SMALLEST)
     huffman_coding.main(['--classify', photo(), '--from-compact', file, '--data', 'digits', '--no-cuda'])
     assert re.search(r'^photo.png: \d [\d.]+ %, \d ', capsys.readouterr().out, re.M)
 

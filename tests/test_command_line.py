@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import small
 import torch
-from scripts import DIGITS, ROOT, start
+from scripts import DIGITS, ROOT, SMALLEST, start
 from small import sparse_model
 
 import huffman_coding
@@ -155,7 +155,7 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_gone():
 
 def test_a_network_can_be_looked_at_while_a_run_is_at_work(capsys):
     with one_run_per_folder():
-        huffman_coding.main(['--from-compact', str(huffman_coding.SHIPPED), '--save-model-path', 'x.ptmodel'])
+        huffman_coding.main(['--from-compact', str(SMALLEST), '--save-model-path', 'x.ptmodel'])
     assert 'Wrote x.ptmodel' in capsys.readouterr().out
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import SMALLEST
 
 import huffman_coding
 from net.compact import live_network_from_compact
@@ -26,7 +27,7 @@ def pixels(request):
 @pytest.fixture(scope='module')
 def expected(pixels):
     """The log-probabilities of the network that comes with the scripts."""
-    network = live_network_from_compact(huffman_coding.SHIPPED.read_bytes()).eval()
+    network = live_network_from_compact(SMALLEST.read_bytes()).eval()
     with torch.inference_mode():
         return network(normalize(pixels))
 

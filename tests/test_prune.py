@@ -7,7 +7,7 @@ from torch import nn
 from net import prune
 from net.live import live_part, live_units
 from net.models import AlexNet
-from net.prune import PruningModule, count_threshold, fraction_to_keep, number_to_keep, percentile_threshold
+from net.prune import PruningModule, amount_to_keep, count_threshold, number_to_keep, percentile_threshold
 
 
 class TinyNet(PruningModule):
@@ -238,8 +238,8 @@ def test_a_budget_falls_on_the_same_course_to_its_goal(start, goal, step, n_step
     (1, 0, 1, 2, 0),
     (0.1, 0.2, 1, 2, 0.2),  # there are fewer already
 ])
-def test_the_fraction_to_keep_falls_on_a_geometric_cubic_schedule(start, goal, step, n_steps, expected):
-    assert fraction_to_keep(start, goal, step, n_steps) == pytest.approx(expected, rel=1e-12)
+def test_the_amount_to_keep_falls_on_a_geometric_cubic_schedule(start, goal, step, n_steps, expected):
+    assert amount_to_keep(start, goal, step, n_steps) == pytest.approx(expected, rel=1e-12)
 
 
 # ---- units -----------------------------------------------------------------------------------------------------------

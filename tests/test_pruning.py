@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import Sequential
 from torch import nn
 
@@ -114,6 +115,31 @@ def test_the_learning_rate_falls_towards_zero_over_all_steps(schedule, epochs, n
         assert max(rates) > 0.4 and rates[-1] < 0.02
 
 
+# ---- the loss --------------------------------------------------------------------------------------------------------
+
+OUTPUT = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]).log()  # two images, three classes
+LABELS = torch.tensor([0, 1])
+
+
+def test_without_smoothing_the_loss_is_that_of_the_homework():
+    assert torch.equal(pruning.loss_of_batch(OUTPUT, None, LABELS), F.nll_loss(OUTPUT, LABELS))
+
+
+def test_smoothing_is_that_of_pytorch():
+    expected = F.cross_entropy(OUTPUT, LABELS, label_smoothing=0.1)  # log-probabilities are logits of themselves
+    assert pruning.loss_of_batch(OUTPUT, None, LABELS, 0.1).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_loss_is_shared_between_labels_and_teacher():
+    hard = F.nll_loss(OUTPUT, LABELS).item()
+    agreed = pruning.loss_of_batch(OUTPUT, OUTPUT, LABELS, teacher=lambda pixels: pixels, share=0.25)
+    assert agreed.item() == pytest.approx(0.75 * hard, rel=1e-6)  # nothing to learn from a teacher who says the same
+    torn = pruning.loss_of_batch(OUTPUT, OUTPUT.flip(0), LABELS, teacher=lambda pixels: pixels, share=0.25)
+    softened, answers = (torch.softmax(values / 2, 1) for values in (OUTPUT, OUTPUT.flip(0)))
+    distance = (answers * (answers / softened).log()).sum(1).mean().item()  # of Kullback and Leibler
+    assert torn.item() == pytest.approx(0.75 * hard + 0.25 * 4 * distance, rel=1e-5)
+
+
 # ---- gradual pruning -------------------------------------------------------------------------------------------------
 
 def test_one_step_keeps_exactly_the_percentages_of_the_paper(monkeypatch):
@@ -179,9 +205,9 @@ def test_units_go_step_by_step_until_their_goal_is_reached(images, small_runs, m
 
 
 def test_the_first_training_can_begin_with_a_narrow_network_initialised_for_its_width():
-    model = pruning.new_model(pruning.parse_args(['--start-units', '448']), 10)
-    units = live_units(model)
-    assert sum(map(len, units[1:-1])) == 448 and min(map(len, units[1:-1])) > 55
+    model = pruning.new_model(pruning.parse_args([]), 10)
+    first, *others = map(len, live_units(model)[1:-1])
+    assert first == 64 and max(others) <= 97 and first + sum(others) == 640
     with live_part(model):
         for _, layer in model.layers():
             assert layer.weight.std().item() == pytest.approx((2 / layer.weight[0].numel()) ** 0.5, rel=0.1)
@@ -224,7 +250,7 @@ def test_the_help_shows_the_defaults_of_each_recipe(capsys):
     text = ' '.join(capsys.readouterr().out.split())
     for key in pruning.RECIPES['paper']:
         assert pruning.of_recipe(key) in text
-    assert f'(ranking: {pruning.RECIPES["ranking"]["keep"]})' in text and '(ranking: sgd, paper: adam)' in text
+    assert '(ranking: 2300, accurate: 112000)' in text and '(ranking: sgd, accurate: sgd, paper: adam)' in text
 
 
 @pytest.mark.parametrize('argv, recipe', [

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scripts import DIGITS, ROOT
 from small import WIDTHS, load_few, make_small
 
@@ -164,6 +165,24 @@ def test_the_first_training_alone_leaves_the_dense_model_that_a_whole_run_begins
     assert os.listdir('saves') == ['initial_model.ptmodel'] and 'Pruning' not in capsys.readouterr().out
     dense = [load_model(Path(folder, 'saves/initial_model.ptmodel')) for folder in ('.', finished[0])]
     assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in dense), strict=True))
+
+
+@small_runs
+@pytest.mark.parametrize('first', [[], ['--load-model-path', 'dense.ptmodel']], ids=['trained here', 'loaded'])
+def test_the_dense_network_teaches_from_pruning_on(first, monkeypatch):
+    save_model(AlexNet(), 'dense.ptmodel')
+    teachers = []
+
+    def watched(output, pixels, labels, smoothing, teacher=None, share=0):
+        teachers.append(teacher)
+        return F.nll_loss(output, labels)
+    monkeypatch.setattr(pruning, 'loss_of_batch', watched)
+    pruning.main([*SHORT, *first, *([] if first else ['--epochs', '1']), '--prune-steps', '2', '--distill', '0.5'])
+    dense = load_model('dense.ptmodel' if first else 'saves/initial_model.ptmodel')
+    pixels = torch.randn(2, 3, 32, 32)
+    assert [teacher is None for teacher in teachers] == ([] if first else [True]) + [False] * 2
+    for teacher in teachers[-2:]:
+        assert torch.allclose(teacher(pixels), dense(pixels), atol=1e-5)
 
 
 @small_runs

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision.datasets
 from PIL import Image
-from scripts import DIGITS, error_of
+from scripts import DIGITS, SMALLEST, error_of
 from small import sparse_model
 from test_data import make_folder
 
@@ -136,7 +136,7 @@ def test_a_missing_input_names_the_script_that_makes_it(main, path, made_by):
 
 
 def test_a_compact_file_in_place_of_a_ptmodel_points_to_the_flag_that_decodes_it():
-    shutil.copy(huffman_coding.SHIPPED, 'x.dcan')
+    shutil.copy(SMALLEST, 'x.dcan')
     line = error_of(weight_share.main, [*DIGITS, '--load-model-path', 'x.dcan'])
     assert line == ('x.dcan: a compact file, expected a .ptmodel of an AlexNet: first decode it with '
                     'huffman_coding.py --from-compact x.dcan --save-model-path FILE')
@@ -159,7 +159,7 @@ def test_patterns_that_the_shell_did_not_expand_are_expanded(capsys):
 @pytest.mark.parametrize('arguments', [['--classify'], ['--export', 'x.pt2', '--from-compact', 'x.dcan']])
 def test_data_that_was_named_is_not_passed_over_when_it_is_broken(arguments):
     make_folder('half', splits=['test'])
-    shutil.copy(huffman_coding.SHIPPED, 'x.dcan')
+    shutil.copy(SMALLEST, 'x.dcan')
     line = error_of(huffman_coding.main, [*arguments, '--data', 'half', '--no-cuda'])
     assert line == 'half: has test/ but no train/, expected images in both'
 
