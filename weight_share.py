@@ -14,10 +14,10 @@ from net import command_line
 from net.checkpoint import PATH, Checkpoint
 from net.command_line import PRUNED, SHARED, number
 from net.files import UserError, one_run_per_folder
-from net.live import live_part, remove_dead_weights, sort_units
+from net.live import live_network, live_part, remove_dead_weights, sort_units
 from net.models import save_model
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
-from pruning import fit
+from pruning import fit, loss_of_batch
 
 DEFAULTS = {'optimizer': 'adam', 'schedule': 'one-cycle', 'weight_decay': 0, 'batch_size': 256}
 
@@ -38,6 +38,9 @@ def parse_args(argv=None):
     add('--moving', action='store_true',
         help='let a weight move to another shared value of its layer while these are trained')
     add('--lr', type=number(float, 0), metavar='X', default=1e-3, help='highest learning rate')
+    add('--crop', choices=['always', 'never'], default='never', help='random crops of the images')
+    add('--distill', type=number(float, 0, 1), metavar='X', default=0,
+        help='share of the loss that is the distance to the answers of the network before sharing')
     add = parser.groups['weight sharing'].add_argument
     add('--bits', type=number(int, 1, 8), metavar='BITS', default=5, help='each convolution keeps 2^BITS shared values')
     add('--fc-bits', type=number(int, 1, 8), metavar='BITS', default=2,
@@ -93,13 +96,15 @@ def run_stage(args, header):
     util.log(header, args.log)
     print('--- Accuracy before weight sharing ---')
     report('Accuracy_before_quantization', model)
+    teacher = live_network(model).eval() if args.distill else None
     pruned, clustered = share(model, args)
     checkpoint.enter('training', model)
     if args.epochs:
         print('--- Training the shared values ---')
         util.test(model, images=report_images, title=title, batch_size=args.test_batch_size)
         with live_part(model), codebooks_as_parameters(model, args.bias_bits is not None, args.moving):
-            fit(model, images, args.epochs, args.lr, args.weight_decay, args, crop=False, checkpoint=checkpoint)
+            fit(model, images, args.epochs, args.lr, args.weight_decay, args, args.crop == 'always', checkpoint,
+                partial(loss_of_batch, teacher=teacher, share=args.distill))
     if args.bfloat16:
         for param in model.parameters():
             param.data = param.data.bfloat16().float()

@@ -1,0 +1,66 @@
+"""Draw what each point of accuracy costs: `.github/curve.png`, from the measured points in `tests/data/curve.csv`.
+
+    python tests/curve.py
+
+A row of that file is one network: the recipe and seed of `pruning.py`, the weights and hidden units that are left,
+minutes of the three scripts, and accuracy (percent of the 10,000 test images) and bytes in both layouts. Empty cells
+were not measured.
+"""
+import csv
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from net import figures  # noqa: E402  (the path comes first)
+
+POINTS = ROOT / 'tests/data/curve.csv'
+PUBLISHED = {  # results on the original images in the homework's layout: bytes, accuracy
+    "homework's example": (485_484, 56.42),
+    'uuuChen/NTHU-Course-DataScience': (81_378_600 / 144.27, 58.13),
+    'Cathy-Kuo/NTHU-Data-Science': (81_378_600 / 169.32, 58.19),
+    'weiiii016/nthu-data-science-2026': (81_378_600 / 269.73, 59.99),
+}
+
+
+def read_points():
+    """One dictionary of texts for each row."""
+    with open(POINTS, encoding='utf-8', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(points, column):
+    return [float(point[column]) for point in points]
+
+
+def draw(points, folder):
+    """Accuracy against bytes: the compressed networks in both layouts, the dense one as a line, published results."""
+    figure = Figure((figures.WIDTH, 4.6), layout='constrained')
+    axes = figure.subplots()
+    dense = numbers([point for point in points if point['recipe'] == 'dense'], 'accuracy')
+    mean = sum(dense) / len(dense)
+    axes.axhline(mean, color=figures.GREY, linestyle='--', label=f'dense, trained fully: {mean:.2f} %, 81 MB')
+    pruned = sorted((point for point in points if point['recipe'] != 'dense'), key=lambda point: int(point['weights']))
+    for n_bytes, accuracy, color, marker, label in [
+            ('compact_bytes', 'compact_accuracy', figures.BLUE, 'o', 'compact file'),
+            ('bytes', 'accuracy', figures.ORANGE, 's', "homework's layout")]:
+        measured = [point for point in pruned if point[n_bytes]]
+        line = [point for point in measured if point['seed'] == '42']
+        axes.plot(numbers(line, n_bytes), numbers(line, accuracy), color=color, linewidth=1)
+        axes.plot(numbers(measured, n_bytes), numbers(measured, accuracy), marker, color=color, label=label)
+    for (name, point), marker in zip(PUBLISHED.items(), 'Xv^D', strict=True):
+        axes.plot(*point, marker, color=figures.BLACK, label=name)
+    axes.set_xscale('log')
+    axes.set_xlabel('bytes on disk (logarithmic)')
+    axes.set_ylabel('accuracy on the test images (%)')
+    axes.set_title('What each point of accuracy costs')
+    axes.grid(alpha=0.3)
+    figure.legend(loc='outside lower center', ncols=3, fontsize=8)
+    return figures.save(figure, folder, 'curve')
+
+
+if __name__ == '__main__':
+    print('Wrote', draw(read_points(), ROOT / '.github'))

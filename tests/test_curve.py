@@ -1,0 +1,35 @@
+"""The measured points of the README's first figure."""
+import curve
+import pytest
+from scripts import ROOT
+
+import huffman_coding
+from net import figures
+
+POINTS = curve.read_points()
+MADE = [point for point in POINTS if point['recipe'] != 'dense']
+
+
+def test_the_bytes_are_those_of_the_networks_that_come_with_the_scripts():
+    for recipe, name in ('ranking', 'smallest'), ('accurate', 'accurate'):
+        n_bytes = huffman_coding.PRETRAINED[name].stat().st_size
+        assert str(n_bytes) in [point['compact_bytes'] for point in MADE if point['recipe'] == recipe]
+    encodings = (ROOT / 'tests/data/ranking').iterdir()
+    n_bytes = sum(path.stat().st_size for path in encodings if path.name != 'SHA256SUMS')
+    assert str(n_bytes) in [point['bytes'] for point in MADE]
+
+
+@pytest.mark.parametrize('layout', ['bytes', 'compact_bytes'])
+def test_there_are_six_points_or_more_in_both_layouts(layout):
+    assert len({point['weights'] for point in MADE if point[layout]}) >= 6
+
+
+def test_all_points_are_drawn(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, 'save', lambda figure, folder, name: drawn.append(figure))
+    curve.draw(POINTS, 'figures')
+    axes, = drawn[0].axes
+    shown = {(x, y) for line in axes.lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
+    for point in MADE:
+        assert (float(point['bytes']), float(point['accuracy'])) in shown
+    assert set(curve.PUBLISHED.values()) <= shown and axes.get_xscale() == 'log'
