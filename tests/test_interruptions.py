@@ -18,8 +18,10 @@ import weight_share
 from net.huffmancoding import huffman_decode_model, huffman_encode_model
 from net.models import AlexNet, load_model, save_model
 
-PRUNING = [pruning, *DIGITS, '--epochs', '3', '--prune-steps', '4', '--keep', '20000', '--retrain-epochs', '4']
-SHARING = [weight_share, *DIGITS, '--epochs', '3']
+TEACHER = ['--distill', '0.5']  # which has to be found again
+PRUNING = [pruning, *DIGITS, '--epochs', '3', '--prune-steps', '4', '--keep', '20000', '--retrain-epochs', '4',
+           *TEACHER]
+SHARING = [weight_share, *DIGITS, '--epochs', '3', *TEACHER]
 ENCODING = [huffman_coding, *DIGITS]
 SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='no such signals can be sent to another process')
 
