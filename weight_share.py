@@ -21,10 +21,10 @@ from pruning import fit, loss_of_batch
 
 DEFAULTS = {'optimizer': 'adam', 'schedule': 'one-cycle', 'weight_decay': 0, 'batch_size': 256}
 
-EXAMPLES = """\
-  python weight_share.py --fc-bits 5
-  python weight_share.py --bits 3 --fc-bits 3 --bias-bits 3 --sort-units --bfloat16 --moving --epochs 20 --lr 2e-3 \\
-    --save-model-path saves/small.ptmodel"""
+EXAMPLES = (
+    '  python weight_share.py --fc-bits 5\n'
+    '  python weight_share.py --bits 3 --fc-bits 3 --bias-bits 3 --sort-units --bfloat16 --moving '
+    '--save-model-path small.ptmodel')
 
 
 def parse_args(argv=None):
