@@ -239,15 +239,16 @@ def train_epoch(model, images, optimizer, scheduler, masks, title, batch_size, l
             for param, mask in masks:
                 param.grad.mul_(mask)  # zero the gradients of pruned weights (Han et al. 2015, section 3.3)
             optimizer.step()
+            lr = scheduler.get_last_lr()[0]  # of this step
             scheduler.step()
             total_loss += loss.detach()
             bar.update(len(labels))
             if step % log_interval == 0:
-                bar.set_postfix(loss=f'{loss.item():.4f}', lr=f'{scheduler.get_last_lr()[0]:.1e}', alive=f'{alive:,}')
+                bar.set_postfix(loss=f'{loss.item():.4f}', lr=f'{lr:.1e}', alive=f'{alive:,}')
         average_loss = total_loss.item() / math.ceil(n / batch_size)
     with tqdm.external_write_mode():  # the bars make way for the line
-        print(f'{title}: Average loss: {average_loss:.4f}, lr {scheduler.get_last_lr()[0]:.1e}, {alive} parameters '
-              f'alive, {n / (time.perf_counter() - start):.0f} images/s', flush=True)
+        print(f'{title}: Average loss: {average_loss:.4f}, lr {lr:.1e}, {alive} parameters alive, '
+              f'{n / (time.perf_counter() - start):.0f} images/s', flush=True)
     return average_loss
 
 

@@ -54,8 +54,10 @@ def parse_args(argv=None):
     parser.groups['output'].add_argument('--save-model-path', metavar='FILE', help='shared model',
                                         default=SHARED)
     args = parser.parse_args(argv)
-    if args.moving and args.epochs == 0:
-        parser.error('--moving goes with a training of the shared values, got --epochs 0')
+    if args.epochs == 0:
+        for name in 'optimizer', 'schedule', 'weight_decay', 'batch_size', 'moving', 'lr', 'crop', 'distill':
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(f'{command_line.flag(name)} goes with a training of the shared values, got --epochs 0')
     return args
 
 

@@ -184,7 +184,7 @@ def tree_of_files(folder='.'):
 
 FULL = {  # what does not fit -> script, the largest file possible, what the error names
     'a checkpoint': ([*PRUNING, '--epochs', '1'], 1_000_000, 'saves/checkpoint_start_initial_training.pt'),
-    'a .ptmodel': ([*SHARING, '--epochs', '0'], 1_000_000, 'saves/model_after_weight_sharing.ptmodel'),
+    'a .ptmodel': ([weight_share, *DIGITS, '--epochs', '0'], 1_000_000, 'saves/model_after_weight_sharing.ptmodel'),
     'an encoding': (ENCODING, 2_000, '.encodings.new/conv2.weight_csr_indptr.bin'),
     'the log': ([*ENCODING, '--log', 'long.txt'], 500, 'long.txt'),
     'a compact file': ([*ENCODING, '--compact', 'small.dcan'], 500, 'small.dcan'),
