@@ -20,8 +20,8 @@ def test_the_bytes_are_those_of_the_networks_that_come_with_the_scripts():
 
 
 @pytest.mark.parametrize('layout', ['bytes', 'compact_bytes'])
-def test_there_are_four_points_or_more_in_both_layouts(layout):
-    assert len({point['weights'] for point in MADE if point[layout]}) >= 4
+def test_there_are_six_budgets_or_more_in_both_layouts(layout):
+    assert len({point['weights'] for point in MADE if point[layout]}) >= 6
 
 
 def test_all_points_are_drawn(monkeypatch):
