@@ -3,8 +3,8 @@
     python tests/curve.py
 
 A row of that file is one network: the recipe and seed of `pruning.py`, the weights and hidden units that are left,
-minutes of the three scripts, and accuracy (percent of the 10,000 test images) and bytes in both layouts. Empty cells
-were not measured.
+minutes (net/README.md says of what), and accuracy (percent of the 10,000 test images) and bytes in both layouts. Empty
+cells were not measured.
 """
 import csv
 import sys
