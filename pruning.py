@@ -8,6 +8,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 import util
 from net import command_line
+from net.batch_norm import batch_normalised
 from net.checkpoint import PATH, Checkpoint
 from net.command_line import number
 from net.data import Images, batches
@@ -38,19 +40,19 @@ from net.prune import CRITERIA, SENSITIVITY, amount_to_keep, number_to_keep, per
 # Defaults of flags, chosen on 5,000 held-out training images.
 RECIPES = {
     # The highest compression rate above 60 % accuracy: weights and units of a narrow network go in many small steps.
-    'ranking': {'optimizer': 'sgd', 'schedule': 'linear', 'batch_size': 128, 'crop': 'first',
+    'ranking': {'optimizer': 'sgd', 'schedule': 'linear', 'batch_size': 128, 'crop': 'first', 'batch_norm': False,
                 'start_units': 640, 'epochs': 24, 'lr': 0.05, 'weight_decay': 5e-4,
                 'prune': 'lamp', 'keep': 2300, 'keep_units': 280, 'fc_cost': 6, 'prune_steps': 50, 'prune_lr': 0.02,
                 'retrain_epochs': 30, 'retrain_lr': 0.05, 'retrain_weight_decay': 5e-5,
                 'label_smoothing': 0, 'distill': 0},
     # Little accuracy lost: a network that was trained for long teaches what is left of it after pruning.
-    'accurate': {'optimizer': 'sgd', 'schedule': 'linear', 'batch_size': 128, 'crop': 'always',
+    'accurate': {'optimizer': 'sgd', 'schedule': 'linear', 'batch_size': 128, 'crop': 'always', 'batch_norm': False,
                  'start_units': 1664, 'epochs': 80, 'lr': 0.05, 'weight_decay': 5e-4,
                  'prune': 'lamp', 'keep': 112_000, 'keep_units': 680, 'fc_cost': 6, 'prune_steps': 20, 'prune_lr': 0.02,
                  'retrain_epochs': 40, 'retrain_lr': 0.05, 'retrain_weight_decay': 5e-4,
                  'label_smoothing': 0.1, 'distill': 0.7},
     # Han et al. 2016: prune once, at the rates of Table 4.
-    'paper': {'optimizer': 'adam', 'schedule': 'one-cycle', 'batch_size': 256, 'crop': 'always',
+    'paper': {'optimizer': 'adam', 'schedule': 'one-cycle', 'batch_size': 256, 'crop': 'always', 'batch_norm': False,
               'start_units': None, 'epochs': 20, 'lr': 1e-3, 'weight_decay': 0,
               'prune': 'percentile', 'keep': None, 'keep_units': None, 'fc_cost': 1, 'prune_steps': 1, 'prune_lr': 1e-3,
               'retrain_epochs': 12, 'retrain_lr': 1e-3, 'retrain_weight_decay': 0, 'label_smoothing': 0, 'distill': 0},
@@ -84,6 +86,8 @@ def parse_args(argv=None):
         args.keep = None
     if criterion == 'std':
         args.prune_steps, args.sensitivity = 1, SENSITIVITY if args.sensitivity is None else args.sensitivity
+    if args.batch_norm and args.batch_size == 1:
+        parser.error('--batch-norm needs a --batch-size of at least 2, got 1')
     refuse_flags_without_effect(parser, given, args)
     return args
 
@@ -135,6 +139,8 @@ def make_parser():
         f'{command_line.DENSE} is the network before it is compressed')
     add('--crop', choices=['always', 'first'], help='random crops of the images always, or only in the first training: '
         f'a network with few weights left does without {of_recipe("crop")}')
+    add('--batch-norm', action=argparse.BooleanOptionalAction, help='normalise the hidden layers over each batch while '
+        f'they are trained; it ends up in weights and biases {of_recipe("batch_norm")}')
     add('--label-smoothing', type=number(float, 0, 1), metavar='X', help='share of each label that goes to all classes '
         f'alike {of_recipe("label_smoothing")}')
     add('--distill', type=number(float, 0, 1), metavar='X', help='share of the loss, from pruning on, that is the '
@@ -279,6 +285,14 @@ def fit(model, images, epochs, lr, weight_decay, args, crop, checkpoint=None, lo
     train(model, images, optimizer, scheduler, epochs, args.batch_size, args.log_interval, crop, checkpoint, loss_of)
 
 
+def normalised(model, args, images=None, crop=True, optimizer=None):
+    """The context that a training takes place in; a trained model begins as what it is, and needs images to do so."""
+    if not args.batch_norm:
+        return nullcontext()
+    pixels = None if images is None else next(batches(images, 1000, crop))[0]
+    return batch_normalised(model, pixels, optimizer)
+
+
 def make_optimizer(model, lr, weight_decay, args):
     if args.optimizer == 'sgd':
         return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay,
@@ -303,7 +317,7 @@ def prune_gradually(model, images, args, checkpoint=None, loss_of=loss_of_batch)
         if n_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them
             remove_dead_weights(model, drop_constants=True)
         if step < n_steps:
-            with live_part(model, optimizer):
+            with live_part(model, optimizer), normalised(model, args, images, args.crop == 'always', optimizer):
                 loss = train_epoch(model, images, optimizer, scheduler, pruning_masks(model, optimizer),
                                    f'Pruning step {step}/{n_steps}', args.batch_size, args.log_interval,
                                    loss_of, args.crop == 'always')
@@ -397,7 +411,7 @@ def run_stage(args, header):
 
 def train_dense(run):
     print('--- Initial training ---')
-    with live_part(run.model):
+    with live_part(run.model), normalised(run.model, run.args):
         fit(run.model, run.images, run.args.epochs, run.args.lr, run.args.weight_decay, run.args, True, run.checkpoint,
             partial(loss_of_batch, smoothing=run.args.label_smoothing))
     save_model(run.model, command_line.DENSE)
@@ -431,7 +445,7 @@ def loss_after_pruning(run):
 def retrain(run):
     args = run.args
     print('--- Retraining ---')
-    with live_part(run.model):
+    with live_part(run.model), normalised(run.model, args, run.images, args.crop == 'always'):
         fit(run.model, run.images, args.retrain_epochs, args.retrain_lr, args.retrain_weight_decay, args,
             args.crop == 'always', run.checkpoint, loss_after_pruning(run))
     save_model(run.model, command_line.PRUNED)

@@ -78,6 +78,7 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('pruning', '--recipe paper --fc-cost 6', '--fc-cost goes with --keep or --keep-units, got --prune percentile'),
     ('pruning', '--recipe paper --prune lamp', '--prune lamp needs --keep, got --recipe paper without it'),
     ('pruning', '--prune std --prune-steps 40', '--prune std prunes once, got --prune-steps 40'),
+    ('pruning', '--batch-norm --batch-size 1', '--batch-norm needs a --batch-size of at least 2, got 1'),
     ('pruning', '--rates fc1=9 --keep 9', '--keep: not allowed with argument --rates'),
     ('pruning', '--sensitivity 1 --rates fc1=9', '--rates: not allowed with argument --sensitivity'),
     ('weight_share', '--bits 0', '--bits: must be a whole number from 1 to 8, got 0'),
@@ -123,7 +124,7 @@ def test_a_bad_argument_ends_in_one_line_and_status_2(script, arguments, message
 
 # Switches, paths that are looked at later, and choices.
 CHECKED_BY_ARGPARSE_ALONE = set('''--data --no-cuda --load-model-path --recipe --optimizer --schedule --crop
-    --sort-units --bfloat16 --moving --from-compact --save-model-path --classify'''.split())
+    --no-batch-norm --sort-units --bfloat16 --moving --from-compact --save-model-path --classify'''.split())
 
 
 def test_the_table_knows_every_flag_whose_value_is_checked(capsys):

@@ -12,6 +12,7 @@ from hostile import RunsCommand
 import pruning
 import weight_share
 from net import command_line
+from net.batch_norm import batch_normalised
 from net.checkpoint import PATH, Checkpoint
 from net.data import Images
 from net.files import save_archive
@@ -71,6 +72,7 @@ OPTIMIZERS = [['--optimizer', 'adam', '--schedule', 'one-cycle'], ['--optimizer'
 
 CONTEXTS = {
     'live part': lambda model: [live_part(model)],
+    'batch norm': lambda model: [live_part(model), batch_normalised(model)],
     'codebooks': lambda model: [live_part(model), codebooks_as_parameters(model)],
     'shared biases': lambda model: [live_part(model), codebooks_as_parameters(model, shared_biases=True)],
     'moving': lambda model: [live_part(model), codebooks_as_parameters(model, moving=True)],
@@ -83,7 +85,7 @@ CONTEXTS = {
 def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, optimizer, n_saves, pruned, images, monkeypatch):
     def run(checkpoint):
         model = copy.deepcopy(pruned)
-        if contexts is not CONTEXTS['live part']:
+        if contexts not in (CONTEXTS['live part'], CONTEXTS['batch norm']):
             apply_weight_sharing(model, 3, bias_bits=3)
         checkpoint.enter('only', model)
         with ExitStack() as stack:
@@ -103,12 +105,15 @@ def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, optimizer, n
     assert not PATH.exists()
 
 
+@pytest.mark.parametrize('batch_norm', ['--batch-norm', '--no-batch-norm'])
 @pytest.mark.parametrize('n_saves', [1, 2])
-def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves, pruned, images, monkeypatch):
+def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves, batch_norm, pruned, images,
+                                                                         monkeypatch):
     def run(checkpoint):
         model = copy.deepcopy(pruned)
         checkpoint.enter('only', model)
-        pruning.prune_gradually(model, images, arguments('--keep', '2000', '--prune-steps', '3'), checkpoint)
+        args = arguments('--keep', '2000', '--prune-steps', '3', batch_norm)
+        pruning.prune_gradually(model, images, args, checkpoint)
         assert [entry['alive'] for entry in checkpoint.history] == sorted(
             (entry['alive'] for entry in checkpoint.history), reverse=True)
         checkpoint.finish()

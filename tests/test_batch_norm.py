@@ -1,0 +1,110 @@
+"""Batch normalisation around a training: what it computes, and that it leaves no trace."""
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Sequential
+from small import WIDTHS
+from torch import nn
+
+from net.batch_norm import BatchNorm, batch_normalised
+from net.models import AlexNet
+
+assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)  # rounding adds up over layers
+
+
+@pytest.fixture
+def pixels():
+    torch.manual_seed(0)
+    return torch.randn(50, 3, 32, 32) * 3 + 1
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return AlexNet(widths=WIDTHS)
+
+
+def step(model, optimizer, pixels):
+    optimizer.zero_grad()
+    F.nll_loss(model(pixels), torch.arange(len(pixels)) % 10).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize('shape, reference', [((8, 3), nn.BatchNorm1d), ((8, 3, 4, 5), nn.BatchNorm2d)])
+def test_it_normalises_as_pytorch_does(shape, reference):
+    ours, theirs = BatchNorm(3), reference(3)
+    for x in torch.randn(3, *shape):
+        assert_close(ours(x), theirs(x))
+    ours.eval()
+    theirs.eval()
+    assert_close(ours(x), theirs(x))  # PyTorch's averages: of unbiased variances
+
+
+def test_a_batch_of_one_image_which_has_no_variance_is_normalised_with_the_averages():
+    norm, x = BatchNorm(3), torch.tensor([[1., 2., 3.]])
+    assert_close(norm(x), x / (1 + 1e-5) ** 0.5)
+    assert norm.mean.tolist() == [0, 0, 0]
+
+
+def test_entering_and_leaving_change_no_output(model, pixels):
+    model.eval()
+    before = model(pixels)
+    with batch_normalised(model, pixels):
+        assert_close(model(pixels), before)
+        assert_close(model.train()(pixels), before)  # the batch that the averages were taken from
+    assert_close(model(pixels), before)
+
+
+def test_what_was_trained_is_still_there_when_the_norms_are_gone(model, pixels):
+    with batch_normalised(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            step(model, optimizer, pixels)
+        trained = model.eval()(pixels)
+        assert all((norm.weight != 1).any() for norm in model.norms)
+    assert_close(model(pixels), trained)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in AlexNet().named_parameters()]
+    assert not any(layer._forward_hooks for layer in model.modules())
+
+
+def test_without_images_each_channel_begins_with_mean_0_and_deviation_1(model, pixels):
+    seen = []
+    with batch_normalised(model):
+        model.conv2.register_forward_hook(lambda _, __, output: seen.append(output))
+        model(pixels)
+    variance, mean = torch.var_mean(seen[0], (0, 2, 3), correction=0)
+    assert_close(mean, torch.zeros_like(mean))
+    torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-3, atol=0)  # EPS
+
+
+def test_the_last_layer_is_not_normalised(model):
+    with batch_normalised(model):
+        assert [len(norm.weight) for norm in model.norms] == list(WIDTHS)
+
+
+def test_a_unit_that_receives_nothing_keeps_its_constant():
+    model = Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    model[0].weight.data = torch.tensor([[1., 2.], [0., 0.]])
+    model[0].bias.data = torch.tensor([3., 4.])
+    with batch_normalised(model, torch.randn(9, 2)):
+        pass
+    assert model[0].weight[1].tolist() == [0, 0] and model[0].bias[1].item() == pytest.approx(4)
+
+
+def test_an_optimizer_gets_the_new_parameters_and_forgets_the_old_ones(model, pixels):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with batch_normalised(model, pixels, optimizer):
+        assert optimizer.param_groups[1]['params'] == list(model.norms.parameters())
+        assert optimizer.param_groups[1]['momentum'] == 0.9
+        before = model.norms[0].weight.clone()
+        step(model, optimizer, pixels)
+        assert not torch.equal(model.norms[0].weight, before) and optimizer.state
+    assert len(optimizer.param_groups) == 1 and not optimizer.state
+
+
+def test_an_interruption_leaves_the_network_without_norms(model, pixels):
+    with pytest.raises(KeyboardInterrupt), batch_normalised(model, pixels):
+        raise KeyboardInterrupt
+    assert not hasattr(model, 'norms') and not any(layer._forward_hooks for layer in model.modules())
