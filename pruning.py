@@ -285,11 +285,11 @@ def fit(model, images, epochs, lr, weight_decay, args, crop, checkpoint=None, lo
     train(model, images, optimizer, scheduler, epochs, args.batch_size, args.log_interval, crop, checkpoint, loss_of)
 
 
-def normalised(model, args, images=None, crop=True, optimizer=None):
-    """The context that a training takes place in; a trained model begins as what it is, and needs images to do so."""
+def normalised(model, args, images=None, optimizer=None):
+    """The context of a training, for `--batch-norm`; with images, the model begins it computing what it does now."""
     if not args.batch_norm:
         return nullcontext()
-    pixels = None if images is None else next(batches(images, 1000, crop))[0]
+    pixels = None if images is None else next(batches(images, 1000, args.crop == 'always'))[0]
     return batch_normalised(model, pixels, optimizer)
 
 
@@ -317,7 +317,7 @@ def prune_gradually(model, images, args, checkpoint=None, loss_of=loss_of_batch)
         if n_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them
             remove_dead_weights(model, drop_constants=True)
         if step < n_steps:
-            with live_part(model, optimizer), normalised(model, args, images, args.crop == 'always', optimizer):
+            with live_part(model, optimizer), normalised(model, args, images, optimizer):
                 loss = train_epoch(model, images, optimizer, scheduler, pruning_masks(model, optimizer),
                                    f'Pruning step {step}/{n_steps}', args.batch_size, args.log_interval,
                                    loss_of, args.crop == 'always')
@@ -445,7 +445,7 @@ def loss_after_pruning(run):
 def retrain(run):
     args = run.args
     print('--- Retraining ---')
-    with live_part(run.model), normalised(run.model, args, run.images, args.crop == 'always'):
+    with live_part(run.model), normalised(run.model, args, run.images):
         fit(run.model, run.images, args.retrain_epochs, args.retrain_lr, args.retrain_weight_decay, args,
             args.crop == 'always', run.checkpoint, loss_after_pruning(run))
     save_model(run.model, command_line.PRUNED)

@@ -160,7 +160,7 @@ def test_training_through_a_parametrization_ends_in_the_same_bits(make_optimizer
 DIGITS = ['--data', 'digits']
 TRAINING = [*DIGITS, '--batch-size', '64', '--validation', '20']
 PRUNING = [*TRAINING, '--epochs', '1', '--start-units', '120', '--keep-units', '80', '--keep', '3000',
-           '--prune-steps', '3', '--retrain-epochs', '2']
+           '--prune-steps', '3', '--retrain-epochs', '2', '--batch-norm']
 SHARING = [*TRAINING, '--epochs', '2']
 ALL_FLAGS = [*SHARING, '--bits', '4', '--fc-bits', '3', '--bias-bits', '2', '--sort-units', '--bfloat16', '--moving',
              '--save-model-path', 'saves/all_flags.ptmodel']
