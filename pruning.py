@@ -289,7 +289,8 @@ def normalised(model, args, images=None, optimizer=None):
     """The context of a training, for `--batch-norm`; with images, the model begins it computing what it does now."""
     if not args.batch_norm:
         return nullcontext()
-    pixels = None if images is None else next(batches(images, 1000, args.crop == 'always'))[0]
+    n = 1000  # images that give the first means and deviations
+    pixels = None if images is None else next(batches(images, n, args.crop == 'always'))[0]
     return batch_normalised(model, pixels, optimizer)
 
 

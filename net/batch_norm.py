@@ -11,8 +11,8 @@ MOMENTUM, EPS = 0.1, 1e-5  # PyTorch's own
 class BatchNorm(nn.Module):
     """Gives each of `n` channels the mean `bias` and the deviation `weight` (Ioffe and Szegedy 2015, algorithm 1).
 
-    While it is trained, the mean and variance before are those of the batch, else averages over past batches; these are
-    also taken for a batch of one image, which has no variance.
+    In training, mean and variance are taken from the batch, otherwise from averages over past batches; so they are for
+    a batch of one image, which in a fully connected layer has no variance.
     """
 
     def __init__(self, n):
@@ -30,11 +30,12 @@ class BatchNorm(nn.Module):
     def unfold_from(self, layer, outputs):
         """Take the mean and deviation of these outputs out of the layer, in place: with this after it nothing changes.
 
-        The weights of each unit get the norm that they begin a training with (He et al. 2015, equation 10). It means
-        nothing any more for what the unit computes, but the smaller it is, the farther the unit moves in a step.
+        The weights of each unit get the norm with which He et al. (2015, equation 10) begin. It means nothing any more
+        for what the unit computes, but the smaller it is, the farther the unit moves in a step. A unit that receives
+        next to nothing stays as it is.
         """
         norms = layer.weight.data.flatten(1).norm(dim=1)
-        scale = torch.where(norms > 0, 2 ** 0.5 / norms, 1)
+        scale = torch.where(norms > EPS, 2 ** 0.5 / norms, 1)
         _scale_units(layer, scale)
         variance, mean = torch.var_mean(outputs.transpose(0, 1).flatten(1), 1, correction=0)
         self.bias.data.copy_(mean)
@@ -48,6 +49,7 @@ class BatchNorm(nn.Module):
         layer.bias.data -= self.mean
         _scale_units(layer, scale)
         layer.bias.data += self.bias.data
+        layer.weight.data += 0  # a negative deviation makes -0.0 of pruned weights
 
 
 def _scale_units(layer, scale):
@@ -59,10 +61,10 @@ def _scale_units(layer, scale):
 def batch_normalised(model, pixels=None, optimizer=None):
     """Within this context every hidden layer of the model is normalised before its ReLU, by `model.norms`.
 
-    In the end these are folded into weights and biases: the network stays what it was, and pruned weights stay zero.
-    With images to begin with, normalised, (n, 3, 32, 32), the outputs do not change on entering either; without, each
-    channel begins with mean 0 and deviation 1. An optimizer of the model gets the new parameters for as long, and
-    forgets in the end what it knew of the old ones.
+    In the end these are folded into weights and biases: the layers alone compute what they did with the norms, and
+    pruned weights stay zero. With `pixels` as `batches` yields them, (n, 3, 32, 32), the outputs of the evaluation mode
+    do not change on entering either; without, each channel begins with mean 0 and deviation 1. An optimizer of the
+    model gets the new parameters for as long. In the end its state is cleared: it belongs to weights of another scale.
     """
     hidden = [layer for _, layer in model.layers()][:-1]
     norms = nn.ModuleList(BatchNorm(len(layer.weight)) for layer in hidden).to(hidden[0].weight.device)

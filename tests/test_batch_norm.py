@@ -4,7 +4,6 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Sequential
 from small import WIDTHS
 from torch import nn
 
@@ -84,13 +83,26 @@ def test_the_last_layer_is_not_normalised(model):
         assert [len(norm.weight) for norm in model.norms] == list(WIDTHS)
 
 
-def test_a_unit_that_receives_nothing_keeps_its_constant():
-    model = Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
-    model[0].weight.data = torch.tensor([[1., 2.], [0., 0.]])
-    model[0].bias.data = torch.tensor([3., 4.])
-    with batch_normalised(model, torch.randn(9, 2)):
-        pass
-    assert model[0].weight[1].tolist() == [0, 0] and model[0].bias[1].item() == pytest.approx(4)
+def test_pruned_weights_stay_positive_zeros_though_a_deviation_becomes_negative(model, pixels):
+    model.prune_to_budget(2000)
+    pruned = [layer.weight == 0 for _, layer in model.layers()]
+    with batch_normalised(model, pixels):
+        for norm in model.norms:
+            norm.weight.data[::2] *= -1
+        expected = model.eval()(pixels)
+    assert_close(model(pixels), expected)
+    for (_, layer), zeros in zip(model.layers(), pruned, strict=True):
+        assert torch.equal(layer.weight == 0, zeros) and not layer.weight[zeros].signbit().any()
+
+
+@pytest.mark.parametrize('size', [0, 1e-30])
+def test_a_unit_that_receives_next_to_nothing_does_no_harm(size, model, pixels):
+    model.eval()
+    model.fc1.weight.data[0] = size
+    before = model(pixels)
+    with batch_normalised(model, pixels):
+        assert_close(model(pixels), before)
+    assert_close(model(pixels), before)
 
 
 def test_an_optimizer_gets_the_new_parameters_and_forgets_the_old_ones(model, pixels):

@@ -176,7 +176,7 @@ def test_the_help_of_the_last_script_speaks_of_its_own_flags_only(capsys):
             main(['--help'])
         text = capsys.readouterr().out
         described, named = text.split('options:')[1], set(re.findall(r'--[a-z][a-z-]+', text))
-        assert named <= set(re.findall(r'^ +(?:-h, )?(--[a-z-]+)', described, re.M))
+        assert named <= set(', '.join(re.findall(r'^ +(--?[a-z-]+(?:, --[a-z-]+)*)', described, re.M)).split(', '))
         assert '(default: None)' not in text and '(default: False)' not in text
         assert len(text.split('examples:\n')[1].splitlines()) == 2
 
