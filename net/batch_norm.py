@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from net.models import replace_zeros
+
 MOMENTUM, EPS = 0.1, 1e-5  # PyTorch's own
 
 
@@ -18,7 +20,7 @@ class BatchNorm(nn.Module):
     def __init__(self, n):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(n))
-        self.bias = nn.Parameter(torch.full([n], torch.finfo().tiny))  # zeros would mean pruned
+        self.bias = nn.Parameter(torch.zeros(n))
         self.register_buffer('mean', torch.zeros(n))
         self.register_buffer('variance', torch.ones(n))
 
@@ -68,6 +70,7 @@ def batch_normalised(model, pixels=None, optimizer=None):
     """
     hidden = [layer for _, layer in model.layers()][:-1]
     norms = nn.ModuleList(BatchNorm(len(layer.weight)) for layer in hidden).to(hidden[0].weight.device)
+    replace_zeros(norms)  # the means begin at 0, which would say that they are pruned
     if pixels is not None:
         outputs = []
         with torch.no_grad(), _hooked(hidden, [outputs.append for _ in hidden]):
