@@ -22,7 +22,7 @@ import util
 from net import command_line
 from net.batch_norm import batch_normalised
 from net.checkpoint import PATH, Checkpoint
-from net.command_line import number
+from net.command_line import by_layer, number
 from net.data import Images, batches
 from net.files import UserError, one_run_per_folder
 from net.live import (
@@ -166,7 +166,7 @@ def add_pruning_arguments(parser):
                       help=f'weights to keep in all, those with the highest scores {of_recipe("keep")}')
     add('--keep-units', type=number(int, len(WIDTHS)), metavar='N', help='hidden units to keep in all; those with the '
         f'smallest products of incoming and outgoing weights go in each step {of_recipe("keep_units")}')
-    goal.add_argument('--rates', type=parse_rates, metavar='LAYER=PERCENT,...',
+    goal.add_argument('--rates', type=by_layer('percent', float, 0, 100), metavar='LAYER=PERCENT,...',
                       help='percent of the weights to keep in these layers, and the paper\'s in the others')
     goal.add_argument('--sensitivity', type=number(float, 0), metavar='X',
                       help=f'threshold in standard deviations of a layer ({SENSITIVITY} for --prune std alone)')
@@ -182,23 +182,6 @@ def add_pruning_arguments(parser):
 EXAMPLES = """\
   python pruning.py --validation 5000 --figures figures
   python pruning.py --recipe paper --rates conv1=84,fc2=9"""
-
-
-def parse_rates(text):
-    """'conv1=84,fc2=9' -> {'conv1': 84.0, 'fc2': 9.0}"""
-    rates = {}
-    for part in text.split(','):
-        name, _, percent = part.partition('=')
-        if name not in AlexNet.DEFAULT_PRUNE_RATE:
-            raise argparse.ArgumentTypeError(
-                f'unknown layer {name!r}, expected one of {", ".join(AlexNet.DEFAULT_PRUNE_RATE)}')
-        if name in rates:
-            raise argparse.ArgumentTypeError(f'{name} must be given once, got {text}')
-        try:
-            rates[name] = number(float, 0, 100)(percent)
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentTypeError(f'percent of {name} {error} (expected LAYER=PERCENT,...)') from None
-    return rates
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

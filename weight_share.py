@@ -12,7 +12,7 @@ import torch
 import util
 from net import command_line
 from net.checkpoint import PATH, Checkpoint
-from net.command_line import PRUNED, SHARED, number
+from net.command_line import PRUNED, SHARED, by_layer, number
 from net.files import UserError, one_run_per_folder
 from net.live import live_network, live_part, remove_dead_weights, sort_units
 from net.models import save_model
@@ -45,6 +45,8 @@ def parse_args(argv=None):
     add('--bits', type=number(int, 1, 8), metavar='BITS', default=5, help='each convolution keeps 2^BITS shared values')
     add('--fc-bits', type=number(int, 1, 8), metavar='BITS', default=2,
         help='the same for the fully connected layers, whose few values training makes up for')
+    add('--layer-bits', type=by_layer('bits', int, 1, 8), metavar='LAYER=BITS,...',
+        help='the same for single layers, whatever --bits and --fc-bits say')
     add('--bias-bits', type=number(int, 1, 8), metavar='BITS',
         help='share the biases of each layer as well, which the compact file makes use of')
     add('--sort-units', action='store_true',
@@ -126,7 +128,7 @@ def share(model, args):
     if args.sort_units:
         sort_units(model)
     pruned = weights_of(model) if args.figures else None
-    apply_weight_sharing(model, args.bits, args.fc_bits, args.bias_bits)
+    apply_weight_sharing(model, args.bits, args.fc_bits, args.bias_bits, args.layer_bits)
     return pruned, weights_of(model) if args.figures else None
 
 

@@ -109,6 +109,27 @@ def number(kind, low, high=math.inf):
     return parse
 
 
+def by_layer(what, kind, low, high):
+    """An argparse type: 'conv1=84,fc2=9' -> {'conv1': 84, 'fc2': 9}, numbers of `what` as `number` takes them."""
+    def parse(text):
+        from net.models import AlexNet
+        values = {}
+        for part in text.split(','):
+            name, _, value = part.partition('=')
+            if name not in AlexNet.DEFAULT_PRUNE_RATE:
+                raise argparse.ArgumentTypeError(
+                    f'unknown layer {name!r}, expected one of {", ".join(AlexNet.DEFAULT_PRUNE_RATE)}')
+            if name in values:
+                raise argparse.ArgumentTypeError(f'{name} must be given once, got {text}')
+            try:
+                values[name] = number(kind, low, high)(value)
+            except argparse.ArgumentTypeError as error:
+                raise argparse.ArgumentTypeError(
+                    f'{what} of {name} {error} (expected LAYER={what.upper()},...)') from None
+        return values
+    return parse
+
+
 def output_file(path):
     """An argparse type: a file that can be written to later."""
     if not Path(path).parent.is_dir() or Path(path).is_dir():

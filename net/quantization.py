@@ -10,21 +10,27 @@ from torch.nn.utils import parametrize
 from net.files import UserError
 
 
-def apply_weight_sharing(model, bits=5, fc_bits=None, bias_bits=None):
+def apply_weight_sharing(model, bits=5, fc_bits=None, bias_bits=None, layer_bits=None):
     """Replace, in place, every non-zero weight of each layer by one of at most 2^bits centroids; zeros stay zero.
 
-    Fully connected layers (2-D weights) take `fc_bits` instead, if it is given; biases stay as they are, unless
-    `bias_bits` is given. A layer ends with min(2^bits, distinct non-zero weights) distinct non-zero values. Prints a
-    line per layer. Raises UserError unless the bits are 1 to 8 and what is shared is finite.
+    Fully connected layers (2-D weights) take `fc_bits` instead, if it is given, and a layer that `layer_bits` names
+    takes `layer_bits[name]`; biases stay as they are, unless `bias_bits` is given. A layer ends with min(2^bits,
+    distinct non-zero weights) distinct non-zero values. Prints a line per layer. Raises UserError unless the layers
+    exist, the bits are 1 to 8 and what is shared is finite.
     """
     fc_bits = bits if fc_bits is None else fc_bits
-    for value in [bits, fc_bits] + ([] if bias_bits is None else [bias_bits]):
+    layer_bits = layer_bits or {}
+    layers = dict(model.layers())
+    for name in layer_bits:
+        if name not in layers:
+            raise UserError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
+    for value in [bits, fc_bits, *layer_bits.values()] + ([] if bias_bits is None else [bias_bits]):
         if not isinstance(value, int) or value not in range(1, 9):
             raise UserError(f'bits must be 1 to 8, got {value}')
-    for name, module in model.layers():
-        _share(name, module.weight, fc_bits if module.weight.dim() == 2 else bits)
+    for name, module in layers.items():
+        _share(name, module.weight, layer_bits.get(name, fc_bits if module.weight.dim() == 2 else bits))
     if bias_bits is not None:
-        for name, module in model.layers():
+        for name, module in layers.items():
             _share(f'{name}.bias', module.bias, bias_bits)
 
 

@@ -162,8 +162,8 @@ TRAINING = [*DIGITS, '--batch-size', '64', '--validation', '20']
 PRUNING = [*TRAINING, '--epochs', '1', '--start-units', '120', '--keep-units', '80', '--keep', '3000',
            '--prune-steps', '3', '--retrain-epochs', '2', '--batch-norm']
 SHARING = [*TRAINING, '--epochs', '2']
-ALL_FLAGS = [*SHARING, '--bits', '4', '--fc-bits', '3', '--bias-bits', '2', '--sort-units', '--bfloat16', '--moving',
-             '--save-model-path', 'saves/all_flags.ptmodel']
+ALL_FLAGS = [*SHARING, '--bits', '4', '--fc-bits', '3', '--layer-bits', 'conv1=5', '--bias-bits', '2', '--sort-units',
+             '--bfloat16', '--moving', '--save-model-path', 'saves/all_flags.ptmodel']
 COMPACT = [*DIGITS, '--load-model-path', 'saves/all_flags.ptmodel', '--compact', 'digits.dcan']
 DECODING = [*DIGITS, '--from-compact', 'digits.dcan', '--save-model-path', 'saves/decoded.ptmodel', '--classify',
             'photo.png']

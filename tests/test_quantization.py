@@ -229,6 +229,22 @@ def test_fully_connected_layers_can_have_other_bits(capsys):
     assert '=> Quantize to 16 indices' in capsys.readouterr().out
 
 
+def test_single_layers_can_have_other_bits_again():
+    net = TinyNet()
+    apply_weight_sharing(net, bits=4, fc_bits=2, layer_bits={'fc1': 3})
+    assert [len(layer.weight.unique()) for layer in (net.conv1, net.fc1)] == [16, 8]
+
+
+@pytest.mark.parametrize('layer_bits, line', [({'fc9': 3}, "unknown layer 'fc9', expected one of conv1, fc1"),
+                                              ({'fc1': 9}, 'bits must be 1 to 8, got 9')])
+def test_bits_of_unknown_layers_or_outside_1_to_8_are_refused_before_anything_is_shared(layer_bits, line):
+    net = TinyNet()
+    weights = net.conv1.weight.clone()
+    with pytest.raises(ValueError, match=line):
+        apply_weight_sharing(net, layer_bits=layer_bits)
+    assert torch.equal(net.conv1.weight, weights)
+
+
 def test_biases_are_shared_on_request(capsys):
     model = Sequential(nn.Linear(2, 40), nn.Linear(40, 1))
     model[0].bias.data[:10] = 0
