@@ -46,7 +46,7 @@ def parse_args(argv=None):
     add('--fc-bits', type=number(int, 1, 8), metavar='BITS', default=2,
         help='the same for the fully connected layers, whose few values training makes up for')
     add('--layer-bits', type=by_layer('bits', int, 1, 8), metavar='LAYER=BITS,...',
-        help='the same for single layers, whatever --bits and --fc-bits say')
+        help='2^BITS shared values in these layers, whatever --bits and --fc-bits say')
     add('--bias-bits', type=number(int, 1, 8), metavar='BITS',
         help='share the biases of each layer as well, which the compact file makes use of')
     add('--sort-units', action='store_true',
