@@ -46,7 +46,7 @@ RECIPES = {
                 'retrain_epochs': 30, 'retrain_lr': 0.05, 'retrain_weight_decay': 5e-5,
                 'label_smoothing': 0, 'distill': 0},
     # Little accuracy lost: a network that was trained for long teaches what is left of it after pruning. How much is
-    # left was set by bytes: a compact file of 4 bits takes less than a 900th of the whole.
+    # left was set by bytes: the compact file takes less than a 900th of the whole.
     'accurate': {'optimizer': 'sgd', 'schedule': 'linear', 'batch_size': 128, 'crop': 'always', 'batch_norm': True,
                  'start_units': 1664, 'epochs': 80, 'lr': 0.3, 'weight_decay': 5e-4,
                  'prune': 'lamp', 'keep': 97_000, 'keep_units': 520, 'fc_cost': 6, 'prune_steps': 40, 'prune_lr': 0.02,

@@ -110,12 +110,17 @@ def number(kind, low, high=math.inf):
 
 
 def by_layer(what, kind, low, high):
-    """An argparse type: 'conv1=84,fc2=9' -> {'conv1': 84, 'fc2': 9}, numbers of `what` as `number` takes them."""
+    """An argparse type: 'conv1=84,fc2=9' -> {'conv1': 84, 'fc2': 9}.
+
+    Each is a `number(kind, low, high)`; errors call it `what`.
+    """
     def parse(text):
         from net.models import AlexNet
         values = {}
         for part in text.split(','):
-            name, _, value = part.partition('=')
+            name, equals, value = part.partition('=')
+            if not equals:
+                raise argparse.ArgumentTypeError(f'must be LAYER={what.upper()},..., got {text!r}')
             if name not in AlexNet.DEFAULT_PRUNE_RATE:
                 raise argparse.ArgumentTypeError(
                     f'unknown layer {name!r}, expected one of {", ".join(AlexNet.DEFAULT_PRUNE_RATE)}')
@@ -124,8 +129,7 @@ def by_layer(what, kind, low, high):
             try:
                 values[name] = number(kind, low, high)(value)
             except argparse.ArgumentTypeError as error:
-                raise argparse.ArgumentTypeError(
-                    f'{what} of {name} {error} (expected LAYER={what.upper()},...)') from None
+                raise argparse.ArgumentTypeError(f'{what} of {name} {error}') from None
         return values
     return parse
 

@@ -229,10 +229,11 @@ def test_fully_connected_layers_can_have_other_bits(capsys):
     assert '=> Quantize to 16 indices' in capsys.readouterr().out
 
 
-def test_single_layers_can_have_other_bits_again():
+@pytest.mark.parametrize('layer_bits, n_values', [({}, [16, 4]), ({'conv1': 3}, [8, 4]), ({'fc1': 3}, [16, 8])])
+def test_layer_bits_come_before_bits_and_fc_bits(layer_bits, n_values):
     net = TinyNet()
-    apply_weight_sharing(net, bits=4, fc_bits=2, layer_bits={'fc1': 3})
-    assert [len(layer.weight.unique()) for layer in (net.conv1, net.fc1)] == [16, 8]
+    apply_weight_sharing(net, bits=4, fc_bits=2, layer_bits=layer_bits)
+    assert [len(layer.weight.unique()) for layer in (net.conv1, net.fc1)] == n_values
 
 
 @pytest.mark.parametrize('layer_bits, line', [({'fc9': 3}, "unknown layer 'fc9', expected one of conv1, fc1"),
