@@ -27,6 +27,13 @@ class PruningModule(nn.Module):
         """(name, layer) of every convolution and fully connected layer, in order."""
         return [(name, module) for name, module in self.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
 
+    def check_layers(self, names):
+        """Raise UserError if one of the names is not that of a layer."""
+        layers = dict(self.layers())
+        for name in names:
+            if name not in layers:
+                raise UserError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
+
     def prune_by_percentile(self, q=DEFAULT_PRUNE_RATE):
         """Keep, in place, the largest `q[name]` percent of the weights of every layer that `q` names.
 
@@ -34,10 +41,8 @@ class PruningModule(nn.Module):
         Raises UserError for an unknown layer, a percentage outside [0, 100] or a weight that is not finite; then
         nothing has been pruned.
         """
-        layers = dict(self.layers())
+        self.check_layers(q)
         for name, percent in q.items():
-            if name not in layers:
-                raise UserError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
             if not 0 <= percent <= 100:
                 raise UserError(f'percentage of weights to keep in {name} must be 0 to 100, got {percent}')
         self._prune_to_goals('percentile', q)

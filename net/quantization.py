@@ -20,17 +20,14 @@ def apply_weight_sharing(model, bits=5, fc_bits=None, bias_bits=None, layer_bits
     """
     fc_bits = bits if fc_bits is None else fc_bits
     layer_bits = layer_bits or {}
-    layers = dict(model.layers())
-    for name in layer_bits:
-        if name not in layers:
-            raise UserError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
+    model.check_layers(layer_bits)
     for value in [bits, fc_bits, *layer_bits.values()] + ([] if bias_bits is None else [bias_bits]):
         if not isinstance(value, int) or value not in range(1, 9):
             raise UserError(f'bits must be 1 to 8, got {value}')
-    for name, module in layers.items():
+    for name, module in model.layers():
         _share(name, module.weight, layer_bits.get(name, fc_bits if module.weight.dim() == 2 else bits))
     if bias_bits is not None:
-        for name, module in layers.items():
+        for name, module in model.layers():
             _share(f'{name}.bias', module.bias, bias_bits)
 
 
