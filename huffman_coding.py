@@ -1,9 +1,4 @@
 """Stage 3 of Deep Compression: encode the shared model, decode it again, and check what is handed in."""
-from net.command_line import catch_ctrl_c
-
-if __name__ == '__main__':
-    catch_ctrl_c()  # before the imports that take seconds
-
 import argparse
 import glob
 import io
@@ -15,14 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from net.command_line import PRUNED, SHARED
 
 import util
 from net import command_line
-from net.command_line import PRUNED, SHARED
 from net.compact import compact_from_model, live_network_from_compact, model_from_compact
 from net.data import DOWNLOAD_FOLDER, load_images, load_photo, normalize
+from net.errors import UserError
 from net.export import check_format, export
-from net.files import UserError, one_run_per_folder, replace_file
+from net.files import one_run_per_folder, replace_file
 from net.huffmancoding import huffman_decode_model, huffman_encode_model, naming
 from net.models import AlexNet, save_model
 from net.statistics import entropy_table, read_streams
@@ -41,7 +37,7 @@ EXAMPLES = """\
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 def parse_args(argv=None):
-    parser = command_line.Parser(__doc__, ['data', 'output', 'only decode a compact file'], EXAMPLES)
+    parser = arguments.Parser(__doc__, ['data', 'output', 'only decode a compact file'], EXAMPLES)
     command_line.add_common_arguments(parser)
     parser.groups['data'].add_argument('--load-model-path', metavar='FILE', default=SHARED, help='shared model')
     add = parser.groups['output'].add_argument

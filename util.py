@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from net.data import load_images, normalize
-from net.files import UserError
+from net.errors import UserError
 
 
 def log(content, filename='log.txt'):

@@ -3,25 +3,36 @@
 The file itself is written after each epoch. The model as the phase began, which decides what is pruned, alive and
 shared, lies in a file of its own beside it, written once.
 """
+import math
 import secrets
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from net.files import UserError, load_archive, save_archive
+from net.errors import UserError
+from net.files import load_archive, save_archive
 from net.live import count_alive, count_hidden_units
 
 PATH = Path('saves/checkpoint.pt')
-FIELDS = {'script': str, 'arguments': dict, 'phase': str, 'epoch': int, 'start_id': str, 'model': dict,
+FIELDS = {'script': str, 'arguments': dict, 'images': str, 'phase': str, 'epoch': int, 'start_id': str, 'model': dict,
           'optimizer': dict, 'scheduler': dict, 'random': tuple, 'history': list}
+
+
+@dataclass
+class Epoch:
+    """One epoch of a training."""
+    number: int  # from 1
+    title: str  # such as 'Epoch 3/24'
+    loss: float = math.nan  # on average, once it has been trained
 
 
 class Checkpoint:
     """What it takes to continue a run, bit for bit; and its history.
 
-    A run passes through phases, one after the other. It announces each with `enter`, calls `restore` before the epochs
-    of the phase and `save` after each of them, and `finish` when the result is in its place.
+    A run passes through phases, one after the other. It announces each with `enter`, trains the `epochs` of the phase,
+    and calls `finish` when the result is in its place.
 
     Attributes:
         history: a dictionary for each epoch so far, with phase, epoch, loss, alive (parameters that are not zero),
@@ -37,7 +48,7 @@ class Checkpoint:
         or if there is one, but neither `resume` nor `restart` to say what to do with it.
         """
         self.path, self.script, self.arguments = Path(path), script, arguments
-        self.history, self.accuracy = [], None
+        self.history, self.accuracy, self.images = [], None, ''
         self._stored = None  # what was read from the file, until it is restored
         self.phase = None
         self._start, self._start_id = None, None  # the model as the phase began, until it is written; its file's id
@@ -49,12 +60,23 @@ class Checkpoint:
             if owner is None and not restart:
                 raise UserError(f'{path}: cannot be read any more; --restart throws it away')
             if owner not in (script, None):
-                raise UserError(f'{path}: {owner} was interrupted; first run it with --resume or --restart')
+                raise UserError(f'{path}: a run of {owner} is unfinished; first run it with --resume or --restart')
             if not restart:
-                raise UserError(f'{path}: {owner} was interrupted; --resume goes on with it, --restart throws it away')
+                raise UserError(f'{path}: a run of {owner} is unfinished; --resume goes on with it, --restart throws '
+                                'it away')
+
+    def train_on(self, images):
+        """Say which images the run trains on; UserError if the run that is resumed trained on others."""
+        self.images = images.fingerprint()
+        if self._stored and self._stored['images'] != self.images:
+            raise UserError(f'{self.path}: belongs to a run on {self._stored["images"]}, got {self.images}; --restart '
+                            'throws it away')
 
     def enter(self, phase, model):
-        """Begin a phase. False if the interrupted run was past it; else `model` is as it was when the phase began."""
+        """Begin a phase with this model; False if the run that is resumed was past the phase: it is to be skipped.
+
+        If that run was within the phase, the model is set, in place, to what it was when the phase began.
+        """
         if self._stored and self._stored['phase'] != phase:
             return False
         if self._stored:
@@ -66,6 +88,16 @@ class Checkpoint:
         self.phase = phase
         self._start = None if self._stored else {name: value.clone() for name, value in model.state_dict().items()}
         return True
+
+    def epochs(self, n, model, optimizer, scheduler, title='Epoch'):
+        """Yield an `Epoch` for each of `n` that is still to be trained, and write the file after each.
+
+        Before the first one, all three are brought to where the run that is resumed left them.
+        """
+        for number in range(self.restore(model, optimizer, scheduler) + 1, n + 1):
+            epoch = Epoch(number, f'{title} {number}/{n}')
+            yield epoch
+            self.save(model, optimizer, scheduler, number, epoch.loss)
 
     def restore(self, model, optimizer, scheduler):
         """Bring these, and the random generators, to where the interrupted run left them; return its epochs so far."""
@@ -94,9 +126,10 @@ class Checkpoint:
                              'accuracy': self.accuracy(model) if self.accuracy else None})
         cuda = torch.cuda.get_rng_state_all() if next(model.parameters()).is_cuda else []
         save_archive({
-            'script': self.script, 'arguments': self.arguments, 'phase': self.phase, 'epoch': epoch,
-            'start_id': self._start_id, 'model': model.state_dict(), 'optimizer': optimizer.state_dict(),
-            'scheduler': scheduler.state_dict(), 'random': (torch.get_rng_state(), cuda), 'history': self.history,
+            'script': self.script, 'arguments': self.arguments, 'images': self.images, 'phase': self.phase,
+            'epoch': epoch, 'start_id': self._start_id, 'model': model.state_dict(),
+            'optimizer': optimizer.state_dict(), 'scheduler': scheduler.state_dict(),
+            'random': (torch.get_rng_state(), cuda), 'history': self.history,
         }, self.path)
         if first_of_phase:  # not before the file above, which needs that of the phase before until now
             self._drop_starts(keep=self._start_path(self.phase))

@@ -37,7 +37,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from net.files import COMPACT_MAGIC, UserError
+from net.errors import UserError
+from net.files import COMPACT_MAGIC
 from net.huffmancoding import code_words, huffman_tree, pack_bits, unpack_bits
 from net.models import WIDTHS, AlexNet
 

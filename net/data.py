@@ -1,6 +1,7 @@
 """Images: a whole split as one tensor, from where they are stored to the normalised batches of a training."""
 import difflib
 import os
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from net.files import UserError
+from net.errors import UserError
 
 # torchvision, Pillow and scikit-learn take seconds to import, so that happens in the functions that need them.
 
@@ -30,6 +31,11 @@ class Images(NamedTuple):
 
     def to(self, device):
         return Images(self.pixels.to(device), self.labels.to(device), self.classes)
+
+    def fingerprint(self):
+        """A short text that tells these images from others."""
+        data = self.pixels.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes() + repr(self.classes).encode()
+        return f'{len(self.labels):,} images of {len(self.classes)} classes, CRC-32 {zlib.crc32(data):08x}'
 
     def split(self, n):
         """All but `n` images, and those `n`: drawn at random, but always the same ones."""

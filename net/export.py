@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from net.data import SIZE, normalize
-from net.files import UserError, replace_file
+from net.errors import UserError
+from net.files import replace_file
 
 FORMATS = '.onnx', '.pt2'
 CONTRACT = {'input': 'pixels: uint8 (n, 3, 32, 32), RGB, 0 to 255', 'output': 'log-probabilities: float32 (n, classes)'}

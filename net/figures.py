@@ -4,15 +4,18 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
+from tqdm import tqdm
 
 from net.files import replace_file
+from net.live import count_nonzeros, live_units
 from net.statistics import PARTS
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers and dashes tell them apart in grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, BLACK, GREY = (
     '#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#000000', '#7f7f7f')
 COLORS, MARKERS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, BLACK, GREY), 'os^Dvp*X'
+SCANNED_PERCENTS = 80, 60, 40, 30, 20, 10, 5, 2  # of the weights kept
 WIDTH = 8  # inches, of all figures
 DPI = 130
 
@@ -26,6 +29,19 @@ def save(figure, folder, name):
 
 
 # ---- stage 1: pruning ------------------------------------------------------------------------------------------------
+
+def sensitivity_scan(model, accuracy):
+    """Layer -> {percent of its weights kept: `accuracy(model)`}, each layer pruned alone (Han et al. 2015, Fig. 6)."""
+    scan, dense = {}, accuracy(model)
+    for name, layer in model.layers():
+        weight = layer.weight.data.clone()
+        scan[name] = {100: dense}
+        for percent in tqdm(SCANNED_PERCENTS, f'Sensitivity of {name}', leave=False, disable=None):
+            model._prune(layer, np.percentile(weight.abs().double().cpu().numpy(), 100 - percent))
+            scan[name][percent] = accuracy(model)
+            layer.weight.data.copy_(weight)
+    return scan
+
 
 def draw_sensitivity(scan, images, folder):
     """Accuracy against the weights kept in each layer: `scan` is layer -> {percent kept: accuracy in percent}.
@@ -82,6 +98,12 @@ class LayerSize(NamedTuple):
     units_left: int
     weights: int
     weights_left: int
+
+
+def layer_sizes(model):
+    """Layer -> how large it is, whole and after pruning."""
+    return {name: LayerSize(len(layer.weight), len(outputs), layer.weight.numel(), count_nonzeros(layer))
+            for (name, layer), outputs in zip(model.layers(), live_units(model)[1:], strict=True)}
 
 
 def draw_network(layers, folder):
@@ -143,35 +165,6 @@ def draw_centroids(layers, folder):
     return save(figure, folder, 'centroids')
 
 
-def draw_sharing(layers, folder):
-    """How many weights share each centroid in the end, and the quantisation error of each layer."""
-    figure = Figure((WIDTH, 6.5), layout='constrained')
-    top, bottom = figure.subfigures(2, height_ratios=(3, 1.6))
-    for axes, (name, layer) in zip(_panels(top, layers), layers.items(), strict=True):
-        counts = np.unique(layer.trained, return_counts=True)[1]
-        axes.bar(range(1, len(counts) + 1), counts, color=BLUE)
-        axes.set_xticks([1, max(len(counts) // 2, 1), max(len(counts), 1)])
-        axes.set_title(f'{name}: {len(counts)} centroids', fontsize=10)
-    top.supxlabel('centroid, from the lowest value to the highest')
-    top.supylabel('weights that share it')
-    top.suptitle('Some centroids are shared by many more weights: these get short codes')
-    axes = bottom.subplots()
-    for shift, values, color, hatch, label in [
-            (-0.2, 'clustered', BLUE, '', 'k-means'), (0.2, 'trained', ORANGE, '//', 'after training')]:
-        errors = [_relative_error(layer.pruned, getattr(layer, values)) for layer in layers.values()]
-        axes.bar(np.arange(len(layers)) + shift, errors, 0.38, color=color, hatch=hatch, edgecolor='white', label=label)
-    axes.set_xticks(range(len(layers)), layers)
-    axes.set_ylabel('RMS error\n(% of RMS weight)')
-    axes.set_title('Quantisation error: distance to the weights before sharing', fontsize=10)
-    axes.legend(fontsize=9)
-    return save(figure, folder, 'sharing')
-
-
-def _relative_error(weights, shared):
-    """Root mean square of the difference, in percent of that of the weights; 0 if there are none."""
-    return 100 * np.sqrt(np.sum((shared - weights) ** 2) / max(np.sum(weights ** 2), np.finfo(np.float32).tiny))
-
-
 def _panels(figure, layers):
     """A panel for each layer, four in a row."""
     n_rows = -(-len(layers) // 4)
@@ -213,25 +206,3 @@ def draw_bytes(streams, biases, original, folder):
     total = sum(original.values())
     figure.suptitle(f'Where the bytes go: {total / 1e6:,.1f} MB become {left.sum():,.1f} kB')
     return save(figure, folder, 'bytes')
-
-
-def draw_code_lengths(streams, folder):
-    """The bits of each symbol's code word against its frequency, and the ideal length."""
-    figure = Figure((WIDTH, 4.2), layout='constrained')
-    axes = figure.subplots()
-    for part, color, marker in zip(PARTS, COLORS, MARKERS, strict=False):
-        chosen = [stream for stream in streams if stream.part == part and len(stream.counts)]
-        frequencies = np.concatenate([np.empty(0)] + [stream.counts / stream.n_symbols for stream in chosen])
-        lengths = np.concatenate([np.empty(0)] + [stream.lengths for stream in chosen])
-        axes.plot(frequencies, lengths, marker, color=color, markersize=4, alpha=0.6, label=part)
-    lowest = min(stream.counts.min() / stream.n_symbols for stream in streams if len(stream.counts))
-    ideal = np.geomspace(min(lowest, 0.5), 1)
-    axes.plot(ideal, -np.log2(ideal), color=BLACK, label='ideal: −log2(frequency), on average the entropy')
-    axes.set_xscale('log')
-    axes.set_xlabel('frequency of the symbol in its stream')
-    axes.set_ylabel('length of its code word (bits)')
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title('Frequent symbols get short codes, but no code word is shorter than one bit')
-    axes.grid(alpha=0.3)
-    figure.legend(loc='outside lower center', ncols=5, fontsize=9, columnspacing=1.2)
-    return save(figure, folder, 'code_lengths')

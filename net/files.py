@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from net.errors import UserError
+
 LOCK = '.lock'  # in the folder that a script is started in
 COMPACT_MAGIC = b'DCAN'  # what a compact file begins with
 
@@ -20,10 +22,6 @@ def begins_with(path, magic):
             return file.read(len(magic)) == magic
     except OSError:  # whoever reads it next says why
         return False
-
-
-class UserError(ValueError):
-    """What the user can put right; the message names the value and what was expected. Any other error is a bug."""
 
 
 @contextmanager

@@ -10,12 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from net.files import UserError
+from net.errors import UserError
 
 
 def count_alive(model):
     """How many weights and biases of its layers are not zero."""
-    return sum(int(torch.count_nonzero(param)) for _, layer in model.layers() for param in (layer.weight, layer.bias))
+    return sum(int(torch.count_nonzero(param)) for _, layer in model.layers() for param in (layer.weight, layer.bias)
+               if param is not None)
+
+
+def count_nonzeros(layer):
+    """How many of its weights are not zero."""
+    return int(torch.count_nonzero(layer.weight))
 
 
 def count_hidden_units(model):
@@ -43,15 +49,15 @@ def remove_dead_weights(model, drop_constants=False):
             _remove_constant_units(layer, following, drop_constants)
         for layer, following in reversed(pairs):
             unused = ~_used_inputs(following)
-            layer.weight.data[unused] = 0
-            layer.bias.data[unused] = 0
+            for param in layer.parameters():
+                param.data[unused] = 0
         before, after = after, count_alive(model)
 
 
 def _remove_constant_units(layer, following, drop_constants):
-    constants = F.relu(layer.bias.data)
     removed = (layer.weight.data == 0).flatten(1).all(1)  # receive nothing
-    if isinstance(following, nn.Linear):
+    constants = torch.zeros_like(removed, dtype=torch.float) if layer.bias is None else F.relu(layer.bias.data)
+    if isinstance(following, nn.Linear) and following.bias is not None:
         following.bias.data += following.weight.data[:, removed] @ constants[removed]
     elif not drop_constants:
         removed &= constants == 0
@@ -89,7 +95,8 @@ def sort_units(model):
         first = torch.where(incoming.any(1), incoming.int().argmax(1), incoming.shape[1])
         first[~_used_inputs(following)] = incoming.shape[1] + 1
         order = first.argsort(stable=True)
-        layer.weight.data, layer.bias.data = layer.weight.data[order], layer.bias.data[order]
+        for param in layer.parameters():
+            param.data = param.data[order]
         following.weight.data = following.weight.data[:, order]
 
 
@@ -103,7 +110,8 @@ def live_part(model, optimizer=None):
     state = optimizer.state if optimizer else {}
     whole = {}  # parameter -> where its live part lies, all of it, all of its state
     for (_, layer), (inputs, outputs) in zip(model.layers(), pairwise(live_units(model)), strict=True):
-        for param, index in (layer.weight, (outputs[:, None], inputs)), (layer.bias, outputs):
+        for param in layer.parameters():
+            index = outputs if param is layer.bias else (outputs[:, None], inputs)
             whole[param] = index, param.data, state_like(param, state)
             state.get(param, {}).update({key: value[index] for key, value in whole[param][2].items()})
             param.grad, param.data = None, param.data[index]

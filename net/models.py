@@ -3,8 +3,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from net.files import COMPACT_MAGIC, UserError, begins_with, load_archive, save_archive
+from net.errors import UserError
+from net.files import COMPACT_MAGIC, begins_with, load_archive, save_archive
 from net.prune import PruningModule
+
+# What one script writes and the next one reads.
+DENSE = 'saves/initial_model.ptmodel'
+PRUNED = 'saves/model_after_retraining.ptmodel'
+SHARED = 'saves/model_after_weight_sharing.ptmodel'
+COMPACT = 'saves/compact.ptmodel'  # shared for the compact file
 
 WIDTHS = 64, 192, 384, 256, 256, 4096, 4096  # units of the hidden layers
 

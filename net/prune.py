@@ -1,17 +1,18 @@
 """Pruning: weights below a threshold become exactly zero (Han et al. 2016, section 2), or whole units do.
 
-A criterion is one function of a layer's weights, and stands in `CRITERIA`. It gives either the threshold that fits a
-goal of the layer, or a score for each weight, by which all layers share one budget.
+The class begins with the functions of the homework. Below them stands what goes beyond: one budget for all layers.
 """
 import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import nn
 
-from net.files import UserError
-
-SENSITIVITY = 0.25  # standard deviations
+try:
+    from net.errors import UserError
+except ImportError:  # alone, in the homework's own net/
+    UserError = ValueError
 
 
 class PruningModule(nn.Module):
@@ -23,17 +24,6 @@ class PruningModule(nn.Module):
         'fc1': 9, 'fc2': 9, 'fc3': 25,
     }
 
-    def layers(self):
-        """(name, layer) of every convolution and fully connected layer, in order."""
-        return [(name, module) for name, module in self.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-
-    def check_layers(self, names):
-        """Raise UserError if one of the names is not that of a layer."""
-        layers = dict(self.layers())
-        for name in names:
-            if name not in layers:
-                raise UserError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
-
     def prune_by_percentile(self, q=DEFAULT_PRUNE_RATE):
         """Keep, in place, the largest `q[name]` percent of the weights of every layer that `q` names.
 
@@ -41,13 +31,15 @@ class PruningModule(nn.Module):
         Raises UserError for an unknown layer, a percentage outside [0, 100] or a weight that is not finite; then
         nothing has been pruned.
         """
-        self.check_layers(q)
-        for name, percent in q.items():
-            if not 0 <= percent <= 100:
-                raise UserError(f'percentage of weights to keep in {name} must be 0 to 100, got {percent}')
-        self._prune_to_goals('percentile', q)
+        self._check_percentages(q)
+        self._check_finite()
+        for name, module in self.layers():
+            if name in q:
+                threshold = np.percentile(np.abs(_float64(module.weight)), 100 - q[name])
+                print(f'Pruning with threshold : {threshold:.4f} for layer {name}')
+                self._prune(module, threshold)
 
-    def prune_by_std(self, s=SENSITIVITY):
+    def prune_by_std(self, s=0.25):
         """Zero, in place, the weights of every layer below `s` times the standard deviation of that layer.
 
         The deviation is the population's and counts zeros too. Raises UserError for a sensitivity `s` that is
@@ -55,25 +47,59 @@ class PruningModule(nn.Module):
         """
         if not 0 <= s < math.inf:
             raise UserError(f'sensitivity must be a finite number, at least 0, got {s}')
-        self._prune_to_goals('std', {name: s for name, _ in self.layers()})
+        self._check_finite()
+        for name, module in self.layers():
+            threshold = np.std(_float64(module.weight)) * s
+            print(f'Pruning with threshold : {threshold:.4f} for layer {name}')
+            self._prune(module, threshold)
+
+    def _prune(self, module, threshold):
+        """Set the weights of `module` with |w| < threshold to zero, in place; leave the rest as it is."""
+        weight = module.weight.data
+        weight[weight.abs().double() < threshold] = 0  # against a float32 tensor the threshold would be rounded
+
+    def layers(self):
+        """(name, layer) of every convolution and fully connected layer, in order."""
+        return [(name, module) for name, module in self.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+
+    def _check_percentages(self, q):
+        layers = dict(self.layers())
+        for name, percent in q.items():
+            if name not in layers:
+                raise UserError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
+            if not 0 <= percent <= 100:
+                raise UserError(f'percentage of weights to keep in {name} must be 0 to 100, got {percent}')
+
+    def _check_finite(self):
+        for name, layer in self.layers():
+            weight = layer.weight.data
+            if not torch.isfinite(weight).all():
+                raise UserError(f'{name}.weight holds {weight[~torch.isfinite(weight)][0]}, expected finite weights')
+
+    # ---- beyond the homework: one budget for all layers --------------------------------------------------------------
 
     def prune_to_budget(self, keep, fc_cost=1, score='lamp'):
-        """Keep, in place, the `keep` weights of the whole network with the highest scores, and one in each layer.
+        """Keep, in place, exactly the `keep` weights of the whole network with the highest scores, one in each layer.
 
         To be kept, a weight of a fully connected layer needs a score `fc_cost` times as high as one of a convolution.
-        Weights that are zero stay zero. Raises UserError unless `keep` is at least 1, or if a weight is not finite.
+        Of equal weights the first stay. Weights that are zero stay zero. Raises UserError unless `keep` is at least
+        the number of layers, or if a weight is not finite.
         """
         counts = self.shares_of_budget(keep, fc_cost, score)
-        self._prune_layers({name: count_threshold(layer.weight.data, counts[name]) for name, layer in self.layers()})
+        for name, module in self.layers():
+            threshold = count_threshold(module.weight.data, counts[name])
+            print(f'Pruning with threshold : {threshold:.4f} for layer {name}')
+            self._prune(module, threshold)
+            _drop_last_of_equals(module.weight.data, threshold, counts[name])
 
     def shares_of_budget(self, keep, fc_cost=1, score='lamp'):
         """How many weights each layer has among the `keep` of the network with the highest scores: name -> count."""
-        if not keep >= 1:
-            raise UserError(f'number of weights to keep must be at least 1, got {keep}')
-        scores = {name: CRITERIA[score](_finite_weights(name, layer)) / _cost(layer, fc_cost)
-                  for name, layer in self.layers()}
-        lowest = _lowest_kept(scores.values(), keep)
-        return {name: int((values >= lowest).sum()) for name, values in scores.items()}
+        layers = self.layers()
+        if not keep >= len(layers):
+            raise UserError(f'number of weights to keep must be at least {len(layers)}, one for each layer, got {keep}')
+        self._check_finite()
+        scores = [SCORES[score](layer.weight.data) / _cost(layer, fc_cost) for _, layer in layers]
+        return dict(zip(dict(layers), _shares(scores, keep), strict=True))
 
     def prune_units(self, keep, fc_cost=1):
         """Remove, in place, all hidden units but the `keep` with the highest scores: their weights and their biases.
@@ -88,81 +114,64 @@ class PruningModule(nn.Module):
         pairs = list(pairwise(layer for _, layer in self.layers()))  # each layer with the one that reads its units
         if keep < len(pairs):
             raise UserError(f'number of units to keep must be at least {len(pairs)}, one for each layer, got {keep}')
-        weights = [_finite_weights(name, layer) for name, layer in self.layers()]
-        sizes = [_norms(incoming) * _norms(outgoing.transpose(0, 1)) for incoming, outgoing in pairwise(weights)]
+        self._check_finite()
+        sizes = [_norms(layer.weight.data) * _norms(following.weight.data.transpose(0, 1))
+                 for layer, following in pairs]
         scores = [lamp_scores(size) / _cost(layer, fc_cost) for (layer, _), size in zip(pairs, sizes, strict=True)]
-        for score in scores:
-            score[-1:] = math.inf  # ascending, empty if no unit has a size: the largest stays whatever it costs
-        lowest = _lowest_kept(scores, keep)
-        for (layer, following), size, score in zip(pairs, sizes, scores, strict=True):
-            removed = size.argsort(descending=True, stable=True)[int((score >= lowest).sum()):]
+        for (layer, following), size, count in zip(pairs, sizes, _shares(scores, keep), strict=True):
+            removed = size.argsort(descending=True, stable=True)[count:]
             layer.weight.data[removed] = 0
-            layer.bias.data[removed] = 0
             following.weight.data[:, removed] = 0
-
-    def _prune_to_goals(self, criterion, goals):
-        layers = dict(self.layers())
-        self._prune_layers({name: CRITERIA[criterion](_finite_weights(name, layers[name]), goal)
-                            for name, goal in goals.items()})
-
-    def _prune_layers(self, thresholds):
-        layers = dict(self.layers())
-        for name, threshold in thresholds.items():
-            print(f'Pruning with threshold : {threshold:.4f} for layer {name}')
-            self._prune(layers[name], threshold)
-
-    def _prune(self, module, threshold):
-        """Set the weights of `module` with |w| < threshold to zero, in place; leave the rest as it is."""
-        weight = module.weight.data
-        weight[weight.abs().double() < threshold] = 0  # against a float32 tensor the threshold would be rounded
-
-
-# ---- criteria --------------------------------------------------------------------------------------------------------
-
-def percentile_threshold(weights, percent):
-    """The (100 - percent)th percentile of |weights|, float64: interpolated between its neighbours."""
-    magnitudes = weights.abs().flatten()
-    position = (len(magnitudes) - 1) * ((100 - percent) / 100)  # in this order, as NumPy has it
-    below = min(math.floor(position), len(magnitudes) - 1)
-    low, high = (_kth(magnitudes, min(k, len(magnitudes) - 1)) for k in (below, below + 1))
-    return low + (high - low) * (position - below)
-
-
-def std_threshold(weights, s):
-    """`s` standard deviations of the population of all weights, zeros included, float64."""
-    return s * weights.double().std(correction=0).item()
+            if layer.bias is not None:
+                layer.bias.data[removed] = 0
 
 
 def count_threshold(weights, count):
-    """Halfway between the `count` largest of |weights| and the one before; the largest always stays."""
+    """Halfway between the `count` largest of |weights| and the one before."""
     magnitudes = weights.abs().flatten()
-    n_pruned = len(magnitudes) - max(count, 1)
-    return (_kth(magnitudes, max(n_pruned - 1, 0)) + _kth(magnitudes, n_pruned)) / 2
+    n_pruned = len(magnitudes) - count
+    neighbours = max(n_pruned, 1), min(n_pruned + 1, len(magnitudes))  # as kthvalue counts them
+    return sum(magnitudes.kthvalue(k).values.item() for k in neighbours) / 2
 
 
 def lamp_scores(weights):
     """The layer-adaptive scores of the weights that are not zero, (n,), float64, ascending.
 
     The score of a weight is its square over the sum of the squares of all weights of its layer that are at least as
-    large, so that the largest of each layer has the score 1, and no layer ends empty (Lee et al. 2021,
-    "Layer-adaptive sparsity for the magnitude-based pruning", equation 3).
+    large (Lee et al. 2021, "Layer-adaptive sparsity for the magnitude-based pruning", equation 3).
     """
     squares = weights[weights != 0].abs().sort().values.double().square()
     return squares / squares.flip(0).cumsum(0).flip(0)
 
 
-CRITERIA = {
-    'percentile': percentile_threshold,  # weights and the layer's goal -> threshold
-    'std': std_threshold,  # the same
-    'lamp': lamp_scores,  # weights -> scores of those that are not zero, ascending
-}
+SCORES = {'lamp': lamp_scores}  # weights of a layer -> the scores of those that are not zero, ascending
 
 
-def _lowest_kept(scores, keep):
-    """The lowest of the `keep` highest of all the scores, several tensors; infinite if there are none."""
-    pooled = torch.cat(list(scores))
-    n_pruned = len(pooled) - min(keep, len(pooled))
-    return pooled.kthvalue(n_pruned + 1).values if n_pruned < len(pooled) else math.inf
+def _shares(scores, keep):
+    """How many of the `keep` highest scores each of several ascending tensors has; the highest of each is one of them.
+
+    Of equal scores the first tensors' are taken.
+    """
+    for layer_scores in scores:
+        layer_scores[-1:] = math.inf  # whatever it costs; nothing if the tensor is empty
+    pooled = torch.cat(scores)
+    if keep >= len(pooled):
+        return [len(layer_scores) for layer_scores in scores]
+    lowest = pooled.kthvalue(len(pooled) - keep + 1).values
+    shares = [int((layer_scores > lowest).sum()) for layer_scores in scores]
+    left = keep - sum(shares)
+    for i, layer_scores in enumerate(scores):
+        taken = min(left, int((layer_scores == lowest).sum()))
+        shares[i], left = shares[i] + taken, left - taken
+    return shares
+
+
+def _drop_last_of_equals(weights, threshold, count):
+    """Zero, in place, the last of the weights that lie at the threshold, until `count` are left."""
+    surplus = int(torch.count_nonzero(weights)) - count
+    if surplus > 0:
+        equal = (weights.abs() == threshold).nonzero()
+        weights[tuple(equal[-surplus:].T)] = 0
 
 
 def _cost(layer, fc_cost):
@@ -175,17 +184,8 @@ def _norms(weights):
     return weights.flatten(1).norm(dim=1)
 
 
-def _kth(values, k):
-    """The value that has `k` smaller ones, a Python float."""
-    return values.kthvalue(k + 1).values.item()
-
-
-def _finite_weights(name, layer):
-    """The weights of a layer; UserError if one is NaN or infinite."""
-    weights = layer.weight.detach()
-    if not torch.isfinite(weights).all():
-        raise UserError(f'{name}.weight holds {weights[~torch.isfinite(weights)][0].item()}, expected finite weights')
-    return weights
+def _float64(param):
+    return param.data.double().cpu().numpy()
 
 
 # ---- schedule --------------------------------------------------------------------------------------------------------
@@ -193,8 +193,8 @@ def _finite_weights(name, layer):
 def amount_to_keep(start, goal, step, n_steps):
     """What to keep after step 1 to `n_steps`, a percentage or a number: falls fast from `start`, ever slower to `goal`.
 
-    Its logarithm takes the cubic course that Zhu and Gupta (2017, equation 1) give to the sparsity itself. The end is
-    exactly the goal, which the powers would round.
+    For the sparsity Zhu and Gupta (2017, equation 1) have a cubic course. Here the logarithm of what is kept takes it.
+    After the last step it is the goal itself, without rounding.
     """
     if start <= goal or step == n_steps:
         return goal

@@ -7,52 +7,70 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from net.files import UserError
+try:
+    from net.errors import UserError
+except ImportError:  # alone, in the homework's own net/
+    UserError = ValueError
 
 
-def apply_weight_sharing(model, bits=5, fc_bits=None, bias_bits=None, layer_bits=None):
+def apply_weight_sharing(model, bits=5, fc_bits=None, layer_bits=None, bias_bits=None):
     """Replace, in place, every non-zero weight of each layer by one of at most 2^bits centroids; zeros stay zero.
 
-    Fully connected layers (2-D weights) take `fc_bits` instead, if it is given, and a layer that `layer_bits` names
-    takes `layer_bits[name]`; biases stay as they are, unless `bias_bits` is given. A layer ends with min(2^bits,
-    distinct non-zero weights) distinct non-zero values. Prints a line per layer. Raises UserError unless the layers
-    exist, the bits are 1 to 8 and what is shared is finite.
+    Fully connected layers take `fc_bits` instead, if it is given, and a layer that `layer_bits` names takes
+    `layer_bits[name]`. Biases stay as they are, unless `bias_bits` is given. A layer ends with min(2^bits, distinct
+    non-zero weights) distinct non-zero values. Prints a line per layer. Raises UserError unless the layers exist, the
+    bits are 1 to 8 and what is shared is finite.
     """
-    fc_bits = bits if fc_bits is None else fc_bits
-    layer_bits = layer_bits or {}
-    model.check_layers(layer_bits)
+    fc_bits, layer_bits = bits if fc_bits is None else fc_bits, layer_bits or {}
+    _check_bits(model, bits, fc_bits, layer_bits, bias_bits)
+    for name, module in model.named_children():
+        weight = module.weight.data
+        if weight.dim() == 2:  # Fully connected layers
+            quan_range = 2 ** layer_bits.get(name, fc_bits)
+        elif weight.dim() == 4:  # Convolution layers
+            quan_range = 2 ** layer_bits.get(name, bits)
+        _share(name, weight, quan_range)
+    if bias_bits is not None:
+        for name, module in model.named_children():
+            if module.bias is not None:
+                _share(f'{name}.bias', module.bias.data, 2 ** bias_bits)
+
+
+def _share(name, weight, quan_range):
+    shared = weight.cpu().numpy().copy()
+    alive = shared != 0  # 1. the unpruned weights
+    centroids, labels = kmeans(shared[alive], quan_range)  # 2. cluster them
+    shared[alive] = centroids[labels]  # 3. each takes the centroid of its cluster, in its old place
+    shared[~alive] = 0  # +0.0, also where a weight was -0.0
+    weight.copy_(torch.from_numpy(shared))  # 4. back into the model
+    print(f'{name:20} | {str(weight.size()):35} | => Quantize to {len(centroids)} indices')
+
+
+def _check_bits(model, bits, fc_bits, layer_bits, bias_bits):
+    layers = dict(model.named_children())
+    for name in layer_bits:
+        if name not in layers:
+            raise UserError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
     for value in [bits, fc_bits, *layer_bits.values()] + ([] if bias_bits is None else [bias_bits]):
         if not isinstance(value, int) or value not in range(1, 9):
             raise UserError(f'bits must be 1 to 8, got {value}')
-    for name, module in model.layers():
-        _share(name, module.weight, layer_bits.get(name, fc_bits if module.weight.dim() == 2 else bits))
-    if bias_bits is not None:
-        for name, module in model.layers():
-            _share(f'{name}.bias', module.bias, bias_bits)
 
 
-def _share(name, param, bits):
-    shared, n_values = share_weights(param.detach().cpu().numpy(), 2 ** bits)
-    param.data.copy_(torch.from_numpy(shared))
-    print(f'{name:20} | {str(param.size()):35} | => Quantize to {n_values} indices')
+# ---- k-means: what guards odd cases ----------------------------------------------------------------------------------
 
+def kmeans(weights, n_clusters):
+    """Non-zero weights (n,), float32 -> centroids, float32, ascending, none of them zero; the label of each weight.
 
-def share_weights(weights, n_clusters):
-    """float32 array -> a copy with at most `n_clusters` distinct non-zero values, and the number of these."""
+    There are `n_clusters` centroids, or all distinct weights if these are fewer. UserError if a weight is not finite.
+    """
     if not np.isfinite(weights).all():
         raise UserError(f'weights to share must be finite, got {weights[~np.isfinite(weights)][0]}')
-    alive = weights != 0
-    values, inverse, counts = np.unique(weights[alive], return_inverse=True, return_counts=True)
-    centroids = values
-    if len(values) > n_clusters:
-        starts = cluster_starts(values, counts, n_clusters)
-        centroids = interval_centroids(values, counts, starts)
-        inverse = (np.searchsorted(starts, np.arange(len(values)), side='right') - 1)[inverse]
-    shared = np.zeros_like(weights)  # +0.0, also where a weight was -0.0
-    shared[alive] = centroids[inverse]
-    n_values = len(np.unique(shared[shared != 0]))
-    assert n_values == min(n_clusters, len(values)) and np.array_equal(shared != 0, alive)
-    return shared, n_values
+    values, labels, counts = np.unique(weights, return_inverse=True, return_counts=True)
+    if len(values) <= n_clusters:
+        return values, labels
+    starts = cluster_starts(values, counts, n_clusters)
+    cluster_of_value = np.searchsorted(starts, np.arange(len(values)), side='right') - 1
+    return interval_centroids(values, counts, starts), cluster_of_value[labels]
 
 
 def cluster_starts(values, counts, n_clusters):
@@ -66,11 +84,11 @@ def cluster_starts(values, counts, n_clusters):
     from threadpoolctl import threadpool_limits
     scaled = values / np.abs(values).max().astype(np.float64)  # scikit-learn's tolerance underflows for tiny weights
     init = np.linspace(scaled[0], scaled[-1], n_clusters).reshape(-1, 1)
-    kmeans = KMeans(n_clusters, init=init, n_init=1, algorithm='lloyd')
+    clusters = KMeans(n_clusters, init=init, n_init=1, algorithm='lloyd')
     with threadpool_limits(1), warnings.catch_warnings():  # one thread: with more, the sums depend on their order
         warnings.simplefilter('ignore', ConvergenceWarning)  # fewer clusters than asked for: mended below
-        kmeans.fit(scaled.reshape(-1, 1), sample_weight=counts)
-    centers = np.sort(kmeans.cluster_centers_.ravel())
+        clusters.fit(scaled.reshape(-1, 1), sample_weight=counts)
+    centers = np.sort(clusters.cluster_centers_.ravel())
     starts = np.searchsorted(scaled, (centers[:-1] + centers[1:]) / 2, side='right')
     starts = np.unique(np.concatenate([[0], starts[starts < len(values)]]))
     return split_widest(scaled, starts, n_clusters)
@@ -154,7 +172,8 @@ def codebooks_as_parameters(model, shared_biases=False, moving=False):
     `MovingCodebook`.
     """
     names = ['weight', 'bias'] if shared_biases else ['weight']
-    params = [(layer, name, getattr(layer, name)) for name in names for _, layer in model.layers()]
+    params = [(layer, name, getattr(layer, name)) for name in names for _, layer in model.layers()
+              if getattr(layer, name) is not None]
     for layer, name, param in params:
         parametrize.register_parametrization(layer, name, (MovingCodebook if moving else Codebook)(param.data))
     try:

@@ -15,7 +15,8 @@ import weight_share
 from net import command_line
 from net.checkpoint import PATH, Checkpoint
 from net.command_line import already_written, duration, peak_memory
-from net.files import UserError, one_run_per_folder
+from net.errors import UserError
+from net.files import one_run_per_folder
 
 pytestmark = pytest.mark.usefixtures('small_runs')
 CTRL_C = pytest.mark.skipif(sys.platform == 'win32', reason='no SIGINT can be sent to another process')
