@@ -2,18 +2,14 @@
 
 `train` and `run_stage` are the homework's script; between them stands what goes beyond it.
 """
-import argparse
 import math
 import time
-from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch.optim.lr_scheduler import ConstantLR, LinearLR, OneCycleLR
+from torch.optim.lr_scheduler import LinearLR
 from tqdm import tqdm
 
 import util
@@ -22,39 +18,26 @@ from net.arguments import RECIPES, arguments_of_run, flag
 from net.arguments import parse_pruning as parse_args
 from net.batch_norm import batch_normalised
 from net.checkpoint import PATH, Checkpoint
-from net.data import Images, batches
+from net.data import batches
 from net.errors import UserError
 from net.files import one_run_per_folder
-from net.live import (
-    count_alive,
-    count_hidden_units,
-    count_nonzeros,
-    live_network,
-    live_part,
-    remove_dead_weights,
-    state_like,
-)
-from net.models import DENSE, PRUNED, WIDTHS, AlexNet, load_model, replace_zeros
+from net.live import count_alive, count_hidden_units, count_nonzeros, live_part, remove_dead_weights
+from net.models import DENSE, PRUNED, WIDTHS, load_model, narrow_alexnet
 from net.prune import amount_to_keep, number_to_keep
+from net.training import (
+    average_loss,
+    initial_training,
+    make_optimizer,
+    one_cycle,
+    pruned_weights,
+    retraining,
+    training_between_steps,
+)
 
-TEMPERATURE = 2  # that the answers of a teacher, and of the network that learns from it, are divided by
 PHASES = 'initial training', 'pruning', 'retraining'
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
-
-class Training(NamedTuple):
-    """How a network is trained in one phase."""
-    epochs: int
-    lr: float  # the highest
-    lr_flag: str  # what sets it
-    weight_decay: float
-    crop: bool  # random crops of the images
-    loss: Callable  # of a batch, as `loss_of_batch`
-    optimizer: str  # of OPTIMIZERS
-    batch_size: int
-    log_interval: int  # steps between two shown losses
-
 
 def train(model, images, optimizer, scheduler, epochs, training):
     """Train in place; weights that are zero when it starts are pruned, and stay zero.
@@ -86,81 +69,21 @@ def train(model, images, optimizer, scheduler, epochs, training):
               f'{len(images.labels) / (time.perf_counter() - start):.0f} images/s', flush=True)
 
 
-def pruned_weights(model, optimizer):
-    """Name -> where it is zero, bool, for every parameter with zeros. Works in place.
-
-    What the optimizer remembers of pruned weights (momentum) is cleared, once: with neither history nor gradient the
-    update of a pruned weight is zero, whatever the weight decay, because decay is proportional to the weight.
-    """
-    pruned = {name: param == 0 for name, param in model.named_parameters() if (param == 0).any()}
-    for name, zeros in pruned.items():
-        param = model.get_parameter(name)
-        param.data.masked_fill_(zeros, 0)  # -0.0 becomes +0.0
-        for history in state_like(param, optimizer.state).values():
-            history.masked_fill_(zeros, 0)
-    return pruned
-
-
-def average_loss(losses, model, title, lr_flag):
-    """The mean of an epoch's losses; UserError if the training has failed: one of them, or a weight, is not finite."""
-    losses = torch.stack(losses)
-    failed = (~torch.isfinite(losses)).nonzero().flatten().tolist()
-    if failed or not all(torch.isfinite(param).all() for param in model.parameters()):
-        step = failed[0] if failed else len(losses)
-        raise UserError(f'{title}, step {step + 1}: the loss is no longer finite, the training has failed: start again '
-                        f'with a lower {lr_flag} and --restart')
-    return losses.mean().item()
-
-
-def loss_of_batch(output, target, data, smoothing=0., teacher=None, teacher_share=0.):
-    """The loss of log-probabilities (n, classes), as a scalar tensor.
-
-    Of each label, `smoothing` goes to all classes alike (Szegedy et al. 2016, section 7). With a teacher,
-    `teacher_share` of the loss is how far the network is from the teacher's answers to the images `data`, both
-    softened (Hinton et al. 2015, section 2).
-    """
-    loss = F.cross_entropy(output, target, label_smoothing=smoothing) if smoothing else F.nll_loss(output, target)
-    if teacher is None:
-        return loss
-    with torch.no_grad():
-        answers = (teacher(data) / TEMPERATURE).softmax(1)
-    distance = F.kl_div((output / TEMPERATURE).log_softmax(1), answers, reduction='batchmean')
-    # The square: as large a gradient as without a temperature.
-    return (1 - teacher_share) * loss + teacher_share * TEMPERATURE ** 2 * distance
-
-
-OPTIMIZERS = {  # name -> optimizer, the course of its learning rate, and the part of the steps in which that rises
-    'sgd': (partial(torch.optim.SGD, momentum=0.9, nesterov=True, fused=True), 'linear', 0.2),
-    'adam': (partial(torch.optim.Adam, fused=True), 'cos', 0.1),
-}
-
-
-def make_optimizer(model, training):
-    return OPTIMIZERS[training.optimizer][0](model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
-
-
 def fit(model, images, training, checkpoint):
-    """Train in place with a fresh optimizer; the learning rate rises to its highest value, and ends near zero."""
+    """Train in place with a fresh optimizer, all epochs of a training."""
     optimizer = make_optimizer(model, training)
-    n_steps = training.epochs * math.ceil(len(images.labels) / training.batch_size)
-    _, course, warm_up = OPTIMIZERS[training.optimizer]
-    if n_steps > 10:
-        scheduler = OneCycleLR(optimizer, training.lr, n_steps, pct_start=warm_up, anneal_strategy=course,
-                               cycle_momentum=False)
-    else:  # too few to rise and fall
-        scheduler = ConstantLR(optimizer, factor=1)
+    scheduler = one_cycle(optimizer, training, len(images.labels))
     epochs = checkpoint.epochs(training.epochs, model, optimizer, scheduler)
     train(model, images, optimizer, scheduler, epochs, training)
 
 
-def normalised(model, args, crop, images=None, optimizer=None):
-    """The context of a training with batch normalisation, if the recipe has it; with images, the model begins it
-    computing what it does now.
+def normalised(model, training, images=None, optimizer=None):
+    """The context of a training, for batch normalisation; with images, the model begins it computing what it does now.
     """
-    if not args.batch_norm:
+    if not training.batch_norm:
         return nullcontext()
     n = 1000  # images that give the first means and deviations
-    pixels = None if images is None else next(batches(images, n, crop))[0]
+    pixels = None if images is None else next(batches(images, n, training.crop))[0]
     return batch_normalised(model, pixels, optimizer)
 
 
@@ -172,9 +95,10 @@ def prune_gradually(model, images, args, training, checkpoint):
     units_before = count_hidden_units(model)
     optimizer = make_optimizer(model, training)
     scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # a warm-up, then constant
-    for epoch in checkpoint.epochs(training.epochs, model, optimizer, scheduler, 'Pruning step'):
+    title = f'Pruning step {{}}/{args.prune_steps}'
+    for epoch in checkpoint.epochs(training.epochs, model, optimizer, scheduler, title):
         prune(model, args, epoch.number, weights_before, units_before)
-        with live_part(model, optimizer), normalised(model, args, training.crop, images, optimizer):
+        with live_part(model, optimizer), normalised(model, training, images, optimizer):
             train(model, images, optimizer, scheduler, [epoch], training)
     prune(model, args, args.prune_steps, weights_before, units_before)
 
@@ -198,16 +122,6 @@ def prune(model, args, step, weights_before, units_before):
 
 # ---- the whole stage -------------------------------------------------------------------------------------------------
 
-class Run(NamedTuple):
-    """What the phases of a run have in common."""
-    args: argparse.Namespace
-    checkpoint: Checkpoint
-    model: AlexNet
-    images: Images  # to train on
-    report: Callable  # (key, model): prints and logs the accuracy
-    shown: str  # what figures show the accuracy on
-
-
 def main(argv=None):
     args = parse_args(argv)
     with one_run_per_folder():
@@ -216,48 +130,46 @@ def main(argv=None):
 
 def run_stage(args, header):
     """From the images to `saves/model_after_retraining.ptmodel`, or with --dense-only to the dense model."""
-    run = begin(args, header)
-    if not args.load_model_path and run.checkpoint.enter('initial training', run.model):
+    model, images, checkpoint, report, figures = begin(args, header)
+
+    if not args.load_model_path and checkpoint.enter('initial training', model):
         print('--- Initial training ---')
-        with live_part(run.model), normalised(run.model, args, crop=True):
-            fit(run.model, run.images, initial_training(args), run.checkpoint)
-        stage.save(run.model, DENSE, run.images, args.data)
+        training = initial_training(args)
+        with live_part(model), normalised(model, training):
+            fit(model, images, training, checkpoint)
+        stage.save(model, DENSE, images, args.data)
     if args.dense_only:
-        run.report('initial_accuracy', run.model)
-    else:
-        with dense_model_named(args):
-            compress(run)
-    with stage.already_written(DENSE if args.dense_only else PRUNED):
-        run.checkpoint.finish()
+        report('initial_accuracy', model)
+        return end(checkpoint, DENSE)
 
-
-def compress(run):
-    """From the dense model to `saves/model_after_retraining.ptmodel`."""
-    args, model = run.args, run.model
-    if run.checkpoint.enter('pruning', model):
-        run.report('initial_accuracy', model)
+    if checkpoint.enter('pruning', model):
+        report('initial_accuracy', model)
         print('--- Before pruning ---')
         explain_narrow_start(args)
         util.print_nonzeros(model, args.log)
-        draw_sensitivity(run)
+        figures.draw_sensitivity(model)
         print('--- Pruning ---')
-        prune_gradually(model, run.images, args, training_between_steps(run), run.checkpoint)
+        with dense_model_named(args):
+            prune_gradually(model, images, args, training_between_steps(args, images.labels.device), checkpoint)
         print('--- After pruning ---')
         util.print_nonzeros(model, args.log)
-        run.report('accuracy_after_pruning', model)
-    run.checkpoint.enter('retraining', model)
+        report('accuracy_after_pruning', model)
+
+    checkpoint.enter('retraining', model)
     print('--- Retraining ---')
-    with live_part(model), normalised(model, args, args.crop_after_pruning, run.images):
-        fit(model, run.images, retraining(run), run.checkpoint)
-    stage.save(model, PRUNED, run.images, args.data)
-    run.report('accuracy_after_retraining', model)
+    training = retraining(args, images.labels.device)
+    with dense_model_named(args), live_part(model), normalised(model, training, images):
+        fit(model, images, training, checkpoint)
+    stage.save(model, PRUNED, images, args.data)
+    report('accuracy_after_retraining', model)
     print('--- After Retraining ---')
     util.print_nonzeros(model, args.log)
-    draw_history(run)
+    figures.draw_history(model)
+    end(checkpoint, PRUNED)
 
 
 def begin(args, header):
-    """From the arguments to a model that can be trained or pruned."""
+    """From the arguments to a model that can be trained or pruned, and all that a run needs beside it."""
     checkpoint = Checkpoint(PATH, 'pruning.py', PHASES[1:] if args.load_model_path else PHASES,
                             arguments_of_run(args), args.resume, args.restart)
     torch.manual_seed(args.seed)
@@ -268,58 +180,20 @@ def begin(args, header):
     checkpoint.train_on(images)
     if model:
         stage.check_images(args.load_model_path, images, args.data)
-    model = model or new_model(args, len(images.classes)).to(device)
+    model = model or narrow_alexnet(len(images.classes), args.start_units).to(device)
     if not args.resume and not args.dense_only:  # resumed: some may be gone already; dense only: no budget is used
         check_budgets(model, args)
-    shown, name = images_for_figures(args, images, report_images)
-    if args.figures:
-        checkpoint.accuracy = partial(stage.accuracy, images=shown, batch_size=args.test_batch_size)
+    figures = Figures(args, checkpoint, images, report_images)
     report = partial(stage.report, images=report_images, log=args.log, title=title, batch_size=args.test_batch_size)
     util.log(header, args.log)
     print(model)
     util.print_model_parameters(model)
-    return Run(args, checkpoint, model, images, report, name)
+    return model, images, checkpoint, report, figures
 
 
-def new_model(args, n_classes):
-    """An AlexNet, or the narrow part of one that --start-units leaves, initialised for that width (He et al. 2015)."""
-    model = AlexNet(n_classes)
-    if args.start_units is not None:
-        model.prune_units(args.start_units)
-        with live_part(model):
-            for _, layer in model.layers():
-                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
-            replace_zeros(model)
-    return model
-
-
-def initial_training(args):
-    return Training(args.epochs, args.lr, '--lr', args.weight_decay, True,
-                    partial(loss_of_batch, smoothing=args.label_smoothing), *shared_settings(args))
-
-
-def training_between_steps(run):
-    args = run.args
-    return Training(args.prune_steps - 1, args.prune_lr, 'prune_lr of the recipe', args.weight_decay,
-                    args.crop_after_pruning, loss_after_pruning(run), *shared_settings(args))
-
-
-def retraining(run):
-    args = run.args
-    return Training(args.retrain_epochs, args.retrain_lr, '--retrain-lr', args.retrain_weight_decay,
-                    args.crop_after_pruning, loss_after_pruning(run), *shared_settings(args))
-
-
-def shared_settings(args):
-    return args.optimizer, args.batch_size, args.log_interval
-
-
-def loss_after_pruning(run):
-    """The loss of pruning and retraining, for which the dense model may be the teacher."""
-    args, teacher = run.args, None
-    if args.teacher_share:
-        teacher = live_network(load_model(args.load_model_path or DENSE, run.images.labels.device)).eval()
-    return partial(loss_of_batch, smoothing=args.label_smoothing, teacher=teacher, teacher_share=args.teacher_share)
+def end(checkpoint, written):
+    with stage.already_written(written):
+        checkpoint.finish()
 
 
 def check_budgets(model, args):
@@ -352,27 +226,32 @@ def explain_narrow_start(args):
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
-def images_for_figures(args, images, report_images):
-    """What figures show the accuracy on, never the test set: held-out images, or else some of the others; its name."""
-    if args.validation:
-        return report_images, f'{len(report_images.labels):,} held-out training images'
-    n = min(1000, len(images.labels) - 1)
-    return images.split(n)[1] if n else images, f'{n or 1:,} of the training images'
+class Figures:
+    """The figures of a run, if --figures asks for them.
 
+    The accuracy in them is never that of the test set: of held-out images, or else of some of the others.
+    """
 
-def draw_sensitivity(run):
-    if run.args.figures:
-        from net import figures  # matplotlib takes a second to import
-        with live_part(run.model):
-            scan = figures.sensitivity_scan(run.model, run.checkpoint.accuracy)
-        print('Wrote', figures.draw_sensitivity(scan, run.shown, run.args.figures))
+    def __init__(self, args, checkpoint, images, report_images):
+        self.folder, self.checkpoint = args.figures, checkpoint
+        if self.folder:
+            n = min(1000, len(images.labels) - 1)
+            shown = report_images if args.validation else images.split(n)[1] if n else images
+            self.shown = f'{len(shown.labels):,} ' + ('held-out' if args.validation else 'of the') + ' training images'
+            checkpoint.accuracy = partial(stage.accuracy, images=shown, batch_size=args.test_batch_size)
 
+    def draw_sensitivity(self, model):
+        if self.folder:
+            from net import figures  # matplotlib takes a second to import
+            with live_part(model):
+                scan = figures.sensitivity_scan(model, self.checkpoint.accuracy)
+            print('Wrote', figures.draw_sensitivity(scan, self.shown, self.folder))
 
-def draw_history(run):
-    if run.args.figures:
-        from net import figures
-        print('Wrote', figures.draw_history(run.checkpoint.history, run.shown, run.args.figures))
-        print('Wrote', figures.draw_network(figures.layer_sizes(run.model), run.args.figures))
+    def draw_history(self, model):
+        if self.folder:
+            from net import figures
+            print('Wrote', figures.draw_history(self.checkpoint.history, self.shown, self.folder))
+            print('Wrote', figures.draw_network(figures.layer_sizes(model), self.folder))
 
 
 if __name__ == '__main__':

@@ -14,7 +14,8 @@ from net.files import one_run_per_folder
 from net.live import live_network, live_part, remove_dead_weights, sort_units
 from net.models import PRUNED
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
-from pruning import Training, fit, loss_of_batch
+from net.training import training_of_shared_values
+from pruning import fit
 
 
 def main(argv=None):
@@ -76,11 +77,8 @@ def share_weights(model, args):
 
 def train_shared_values(model, images, args, teacher, checkpoint):
     """Train the centroids and the biases in place (Han et al. 2016, section 3.3)."""
-    training = Training(args.epochs, args.lr, '--lr', args.weight_decay, args.crop,
-                        partial(loss_of_batch, teacher=teacher, teacher_share=args.teacher_share),
-                        args.optimizer, args.batch_size, args.log_interval)
     with live_part(model), codebooks_as_parameters(model, args.bias_bits is not None, args.moving):
-        fit(model, images, training, checkpoint)
+        fit(model, images, training_of_shared_values(args, teacher), checkpoint)
 
 
 def weights_of(model):

@@ -89,13 +89,13 @@ class Checkpoint:
         self._start = None if self._stored else {name: value.clone() for name, value in model.state_dict().items()}
         return True
 
-    def epochs(self, n, model, optimizer, scheduler, title='Epoch'):
+    def epochs(self, n, model, optimizer, scheduler, title='Epoch {}/{}'):
         """Yield an `Epoch` for each of `n` that is still to be trained, and write the file after each.
 
         Before the first one, all three are brought to where the run that is resumed left them.
         """
         for number in range(self.restore(model, optimizer, scheduler) + 1, n + 1):
-            epoch = Epoch(number, f'{title} {number}/{n}')
+            epoch = Epoch(number, title.format(number, n))
             yield epoch
             self.save(model, optimizer, scheduler, number, epoch.loss)
 

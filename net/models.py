@@ -5,6 +5,7 @@ from torch import nn
 
 from net.errors import UserError
 from net.files import COMPACT_MAGIC, begins_with, load_archive, save_archive
+from net.live import live_part
 from net.prune import PruningModule
 
 # What one script writes and the next one reads.
@@ -49,6 +50,18 @@ class AlexNet(PruningModule):
         x = F.relu(self.fc1(x.flatten(1)))
         x = F.relu(self.fc2(x))
         return F.log_softmax(self.fc3(x), dim=1)
+
+
+def narrow_alexnet(n_classes, units):
+    """An AlexNet, or the narrow part of one with that many hidden units, initialised for its width (He et al. 2015)."""
+    model = AlexNet(n_classes)
+    if units is not None:
+        model.prune_units(units)
+        with live_part(model):
+            for _, layer in model.layers():
+                nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
+            replace_zeros(model)
+    return model
 
 
 def replace_zeros(model):

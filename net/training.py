@@ -1,0 +1,125 @@
+"""How a network is trained in each phase: its loss, its optimizer, the course of the learning rate."""
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
+
+from net.errors import UserError
+from net.live import live_network, state_like
+from net.models import DENSE, load_model
+
+TEMPERATURE = 2  # that the answers of a teacher, and of the network that learns from it, are divided by
+OPTIMIZERS = {  # name -> optimizer, the course of its learning rate, and the part of the steps in which that rises
+    'sgd': (partial(torch.optim.SGD, momentum=0.9, nesterov=True, fused=True), 'linear', 0.2),
+    'adam': (partial(torch.optim.Adam, fused=True), 'cos', 0.1),
+}
+
+
+class Training(NamedTuple):
+    """How a network is trained in one phase."""
+    epochs: int
+    lr: float  # the highest
+    lr_flag: str  # what sets it
+    weight_decay: float
+    crop: bool  # random crops of the images
+    loss: Callable  # of a batch, as `loss_of_batch`
+    optimizer: str  # of OPTIMIZERS
+    batch_size: int
+    log_interval: int  # steps between two shown losses
+    batch_norm: bool = False
+
+
+# ---- the phases, as the recipe has them ------------------------------------------------------------------------------
+
+def initial_training(args):
+    loss = partial(loss_of_batch, smoothing=args.label_smoothing)
+    return Training(args.epochs, args.lr, '--lr', args.weight_decay, True, loss, *_of_all_phases(args))
+
+
+def training_between_steps(args, device):
+    return Training(args.prune_steps - 1, args.prune_lr, 'prune_lr (in the recipe)', args.weight_decay,
+                    args.crop_after_pruning, _loss_after_pruning(args, device), *_of_all_phases(args))
+
+
+def retraining(args, device):
+    return Training(args.retrain_epochs, args.retrain_lr, '--retrain-lr', args.retrain_weight_decay,
+                    args.crop_after_pruning, _loss_after_pruning(args, device), *_of_all_phases(args))
+
+
+def training_of_shared_values(args, teacher):
+    loss = partial(loss_of_batch, teacher=teacher, teacher_share=args.teacher_share)
+    return Training(args.epochs, args.lr, '--lr', args.weight_decay, args.crop, loss,
+                    args.optimizer, args.batch_size, args.log_interval)
+
+
+def _of_all_phases(args):
+    return args.optimizer, args.batch_size, args.log_interval, args.batch_norm
+
+
+def _loss_after_pruning(args, device):
+    """The loss for which the dense model may be the teacher."""
+    teacher = None
+    if args.teacher_share:
+        teacher = live_network(load_model(args.load_model_path or DENSE, device)).eval()
+    return partial(loss_of_batch, smoothing=args.label_smoothing, teacher=teacher, teacher_share=args.teacher_share)
+
+
+# ---- what they are made of -------------------------------------------------------------------------------------------
+
+def make_optimizer(model, training):
+    return OPTIMIZERS[training.optimizer][0](model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+
+
+def one_cycle(optimizer, training, n_images):
+    """The learning rate of all steps of a training: it rises to its highest value, and ends near zero."""
+    n_steps = training.epochs * math.ceil(n_images / training.batch_size)
+    if n_steps <= 10:  # too few to rise and fall
+        return ConstantLR(optimizer, factor=1)
+    _, course, warm_up = OPTIMIZERS[training.optimizer]
+    return OneCycleLR(optimizer, training.lr, n_steps, pct_start=warm_up, anneal_strategy=course, cycle_momentum=False)
+
+
+def loss_of_batch(output, target, data, smoothing=0., teacher=None, teacher_share=0.):
+    """The loss of log-probabilities (n, classes), as a scalar tensor.
+
+    Of each label, `smoothing` goes to all classes alike (Szegedy et al. 2016, section 7). With a teacher,
+    `teacher_share` of the loss is how far the network is from the teacher's answers to the images `data`, both
+    softened (Hinton et al. 2015, section 2).
+    """
+    loss = F.cross_entropy(output, target, label_smoothing=smoothing) if smoothing else F.nll_loss(output, target)
+    if teacher is None:
+        return loss
+    with torch.no_grad():
+        answers = (teacher(data) / TEMPERATURE).softmax(1)
+    distance = F.kl_div((output / TEMPERATURE).log_softmax(1), answers, reduction='batchmean')
+    # The square: as large a gradient as without a temperature.
+    return (1 - teacher_share) * loss + teacher_share * TEMPERATURE ** 2 * distance
+
+
+def pruned_weights(model, optimizer):
+    """Name -> where it is zero, bool, for every parameter with zeros. Works in place.
+
+    What the optimizer remembers of pruned weights (momentum) is cleared, once: with neither history nor gradient the
+    update of a pruned weight is zero, whatever the weight decay, because decay is proportional to the weight.
+    """
+    pruned = {name: param == 0 for name, param in model.named_parameters() if (param == 0).any()}
+    for name, zeros in pruned.items():
+        param = model.get_parameter(name)
+        for values in param.data, *state_like(param, optimizer.state).values():
+            values.masked_fill_(zeros, 0)  # of the weight, -0.0 becomes +0.0
+    return pruned
+
+
+def average_loss(losses, model, title, lr_flag):
+    """The mean of an epoch's losses; UserError if the training has failed: one of them, or a weight, is not finite."""
+    losses = torch.stack(losses)
+    failed = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+    if failed or not all(torch.isfinite(param).all() for param in model.parameters()):
+        step = failed[0] if failed else len(losses)
+        raise UserError(f'{title}, step {step + 1}: the loss is no longer finite, the training has failed: start again '
+                        f'with a lower {lr_flag} and --restart')
+    return losses.mean().item()
