@@ -183,6 +183,7 @@ def begin(args, header):
     model = model or narrow_alexnet(len(images.classes), args.start_units).to(device)
     if not args.resume and not args.dense_only:  # resumed: some may be gone already; dense only: no budget is used
         check_budgets(model, args)
+    explain_low_rates(args, model)
     figures = Figures(args, checkpoint, images, report_images)
     report = partial(stage.report, images=report_images, log=args.log, title=title, batch_size=args.test_batch_size)
     util.log(header, args.log)
@@ -222,6 +223,15 @@ def explain_narrow_start(args):
     if args.start_units and not args.load_model_path:
         print(f'The training began with {args.start_units} of the {sum(WIDTHS)} hidden units. The others are zero, and '
               'count as pruned:')
+
+
+def explain_low_rates(args, model):
+    """Who writes 0.09 may mean 9 percent."""
+    for name, percent in (args.rates or {}).items():
+        if 0 < percent < 1:
+            n = model.get_submodule(name).weight.numel()
+            print(f'Note: --rates {name}={percent:g} keeps {round(n * percent / 100):,} of {n:,} weights: it is a '
+                  'percentage, not a fraction')
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from net.errors import UserError
 def log(content, filename='log.txt'):
     """Append one line to the log file; OSError, naming the file, if that fails."""
     try:
-        with open(filename, 'a', encoding='utf-8') as file:
+        with open(filename, 'a', encoding='utf-8', errors='replace') as file:
             file.write(f'{content}\n')
     except OSError as error:
         raise OSError(f'{filename}: cannot be written ({error.strerror})') from error

@@ -7,6 +7,7 @@ import argparse
 import difflib
 import importlib.util
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def pruning_parser():
     goal.add_argument('--keep', type=number(int, len(AlexNet.DEFAULT_PRUNE_RATE)), metavar='N',
                       help='weights to keep in all')
     add('--keep-units', type=number(int, len(WIDTHS)), metavar='N', help='hidden units to keep in all')
-    goal.add_argument('--rates', type=by_layer('percent', float, 0, 100), metavar='LAYER=PERCENT,...', default=None,
+    goal.add_argument('--rates', type=rates, metavar='LAYER=PERCENT,...',
                       help='percent of the weights to keep in these layers, in the others the paper\'s')
     goal.add_argument('--sensitivity', type=number(float, 0), metavar='X',
                       help='prune below so many standard deviations of a layer')
@@ -306,28 +307,23 @@ def number(kind, low, high=math.inf):
     return parse
 
 
-def by_layer(what, kind, low, high):
-    """An argparse type: 'conv1=84,fc2=9' -> {'conv1': 84, 'fc2': 9}.
-
-    Each is a `number(kind, low, high)`; errors call it `what`.
-    """
-    def parse(text):
-        values = {}
-        for part in text.split(','):
-            name, equals, value = part.partition('=')
-            if not equals:
-                raise argparse.ArgumentTypeError(f'must be LAYER={what.upper()},..., got {text!r}')
-            if name not in AlexNet.DEFAULT_PRUNE_RATE:
-                raise argparse.ArgumentTypeError(
-                    f'unknown layer {name!r}, expected one of {", ".join(AlexNet.DEFAULT_PRUNE_RATE)}')
-            if name in values:
-                raise argparse.ArgumentTypeError(f'{name} must be given once, got {text}')
-            try:
-                values[name] = number(kind, low, high)(value)
-            except argparse.ArgumentTypeError as error:
-                raise argparse.ArgumentTypeError(f'{what} of {name} {error}') from None
-        return values
-    return parse
+def rates(text):
+    """An argparse type: 'conv1=84,fc2=9' -> {'conv1': 84.0, 'fc2': 9.0}, percent."""
+    percent_of = {}
+    for part in text.split(','):
+        name, equals, percent = part.partition('=')
+        if not equals:
+            raise argparse.ArgumentTypeError(f'must be LAYER=PERCENT,..., got {text!r}')
+        if name not in AlexNet.DEFAULT_PRUNE_RATE:
+            raise argparse.ArgumentTypeError(
+                f'unknown layer {name!r}, expected one of {", ".join(AlexNet.DEFAULT_PRUNE_RATE)}')
+        if name in percent_of:
+            raise argparse.ArgumentTypeError(f'{name} must be given once, got {text}')
+        try:
+            percent_of[name] = number(float, 0, 100)(percent)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f'percent of {name} {error}') from None
+    return percent_of
 
 
 def student_id(text):
@@ -350,4 +346,5 @@ def figures_folder(path):
         raise argparse.ArgumentTypeError('needs matplotlib, which is not installed: pip install matplotlib')
     if Path(path).exists() and not Path(path).is_dir():
         raise argparse.ArgumentTypeError(f'must be a folder, got {path}')
+    os.environ.pop('MPLBACKEND', None)  # files need no backend, and that of a notebook may not be here
     return path

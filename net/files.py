@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from net.errors import UserError
 
@@ -82,31 +81,58 @@ def load_archive(path, what):
         raise UserError(f'{path}: cannot be read ({error.strerror or error})') from error
     try:
         with file:
-            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():  # PyTorch does not compare the checksums
-                raise zipfile.BadZipFile
-            file.seek(0)
+            _check_archive(file)
             return torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
+        if 'torch.nn.utils.prune' in str(error):
+            raise UserError(f'{path}: still masked by torch.nn.utils.prune: call prune.remove on each layer, then save '
+                            'it again') from error
         raise UserError(f'{path}: refused, no {what} or more than that in it') from error
     except Exception as error:  # damaged archives raise many types of errors, OSError among them
         raise UserError(f'{path}: not a readable {what} (truncated, damaged or another format)') from error
+
+
+def _check_archive(file):
+    """Raise an error unless this is a zip archive with one pickle and right checksums, which PyTorch does not compare.
+
+    Given an archive of TorchScript, which has constants.pkl, some versions of PyTorch run code from it, whatever they
+    are told. The formats before the zip archive are not read either.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if archive.testzip():
+            raise zipfile.BadZipFile
+        if any(name.endswith('constants.pkl') for name in archive.namelist()):
+            raise pickle.UnpicklingError('TorchScript')
+    file.seek(0)
 
 
 @contextmanager
 def one_run_per_folder():
     """Within this context no other run can work in the same folder: UserError if one does already.
 
-    The lock goes with the process that holds it, however that ends; the empty file stays.
+    The lock goes with the process that holds it, however that ends; the empty file stays. Some network disks have no
+    locks: there the run goes on, and says so.
     """
-    lock = FileLock(Path(LOCK).absolute())
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(f'another run is at work in {Path().absolute()}: let it end, or start this one in another '
-                        'folder') from None
+        file = open(LOCK, 'a')
     except OSError as error:
         raise OSError(f'{LOCK}: cannot be written ({error.strerror or error})') from error
-    try:
+    with file:
+        try:
+            _lock(file)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f'another run is at work in {Path().absolute()}: let it end, or start this one in another '
+                            'folder') from None
+        except OSError as error:
+            print(f'Note: this disk has no locks ({error.strerror}), so nothing keeps another run out of this folder')
         yield
-    finally:
-        lock.release()
+
+
+def _lock(file):
+    """Take the lock of a file, at once or not at all; closing the file gives it back."""
+    if os.name == 'nt':
+        import msvcrt
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

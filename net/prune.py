@@ -204,3 +204,7 @@ def amount_to_keep(start, goal, step, n_steps):
 def number_to_keep(start, goal, step, n_steps):
     """The same for whole numbers, of weights or units."""
     return int(amount_to_keep(start, goal, step, n_steps))
+
+
+if __name__ == '__main__':
+    raise SystemExit('This is a library: run pruning.py in the folder above.')

@@ -186,3 +186,7 @@ def codebooks_as_parameters(model, shared_biases=False, moving=False):
             setattr(layer, name, param)
         for _, layer in model.layers():
             layer.register_parameter('bias', layer._parameters.pop('bias'))  # after the weight again
+
+
+if __name__ == '__main__':
+    raise SystemExit('This is a library: run weight_share.py in the folder above.')

@@ -112,6 +112,7 @@ def run(main, checkpoint=None):
 
     `checkpoint` is the file, if any, from which the script can go on after Ctrl-C. A bug keeps its traceback.
     """
+    _make_printable()
     start = time.perf_counter()
     try:
         main()
@@ -126,6 +127,15 @@ def run(main, checkpoint=None):
             hint = f'the same command with --resume{instead} goes on from {checkpoint}'
         print(f'interrupted: {hint}', file=sys.stderr)
         sys.exit(130)
+
+
+def _make_printable():
+    """Let no text stop a run: a console replaces what it cannot show, and where there is none, nothing is printed."""
+    for name in 'stdout', 'stderr':
+        if getattr(sys, name) is None:  # closed, or pythonw
+            setattr(sys, name, open(os.devnull, 'w'))
+        elif hasattr(getattr(sys, name), 'reconfigure'):
+            getattr(sys, name).reconfigure(errors='replace')
 
 
 def duration(seconds):
