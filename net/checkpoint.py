@@ -4,7 +4,6 @@ The file itself is written after each epoch. The model as the phase began, which
 shared, lies in a file of its own beside it, written once.
 """
 import math
-import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from net.files import load_archive, save_archive
 from net.live import count_alive, count_hidden_units
 
 PATH = Path('saves/checkpoint.pt')
-FIELDS = {'script': str, 'arguments': dict, 'images': str, 'phase': str, 'epoch': int, 'start_id': str, 'model': dict,
+FIELDS = {'script': str, 'arguments': dict, 'images': str, 'phase': str, 'epoch': int, 'model': dict,
           'optimizer': dict, 'scheduler': dict, 'random': tuple, 'history': list}
 
 
@@ -51,7 +50,7 @@ class Checkpoint:
         self.history, self.accuracy, self.images = [], None, ''
         self._stored = None  # what was read from the file, until it is restored
         self.phase = None
-        self._start, self._start_id = None, None  # the model as the phase began, until it is written; its file's id
+        self._start = None  # the model as the phase began, until it is written
         if resume:
             self._stored = self._read(phases)
             self.history = self._stored['history']
@@ -80,9 +79,7 @@ class Checkpoint:
         if self._stored and self._stored['phase'] != phase:
             return False
         if self._stored:
-            start = self._read_start(phase)
-            with _misfits_refused(self._start_path(phase)):
-                model.load_state_dict(start['model'])
+            self._set_to_start(phase, model)
         elif not self.history:
             self._remove_files()  # --restart: not before images and model have been found good
         self.phase = phase
@@ -118,8 +115,7 @@ class Checkpoint:
         """Write the file after an epoch, in one piece, in place of the one before; first of all, once, the start."""
         first_of_phase = self._start is not None
         if first_of_phase:
-            self._start_id = secrets.token_hex(8)
-            save_archive({'id': self._start_id, 'model': self._start}, self._start_path(self.phase))
+            save_archive(self._start, self._start_path(self.phase))
             self._start = None
         self.history.append({'phase': self.phase, 'epoch': epoch, 'loss': loss, 'alive': count_alive(model),
                              'units': count_hidden_units(model),
@@ -127,9 +123,8 @@ class Checkpoint:
         cuda = torch.cuda.get_rng_state_all() if next(model.parameters()).is_cuda else []
         save_archive({
             'script': self.script, 'arguments': self.arguments, 'images': self.images, 'phase': self.phase,
-            'epoch': epoch, 'start_id': self._start_id, 'model': model.state_dict(),
-            'optimizer': optimizer.state_dict(), 'scheduler': scheduler.state_dict(),
-            'random': (torch.get_rng_state(), cuda), 'history': self.history,
+            'epoch': epoch, 'model': model.state_dict(), 'optimizer': optimizer.state_dict(),
+            'scheduler': scheduler.state_dict(), 'random': (torch.get_rng_state(), cuda), 'history': self.history,
         }, self.path)
         if first_of_phase:  # not before the file above, which needs that of the phase before until now
             self._drop_starts(keep=self._start_path(self.phase))
@@ -170,16 +165,14 @@ class Checkpoint:
             raise UserError(f'{self.path}: phase must be one of {", ".join(phases)}, got {stored["phase"]}')
         return stored
 
-    def _read_start(self, phase):
-        """What `save` wrote of the model as the phase began, which need not be trusted either."""
+    def _set_to_start(self, phase, model):
+        """Bring the model to what it was when the phase began, by a file which need not be trusted either."""
         path = self._start_path(phase)
         if not path.exists():
             raise UserError(f'{path}: no such file, but {self.path} needs it; --restart throws the run away')
         start = load_archive(path, 'checkpoint')
-        if not isinstance(start, dict) or start.keys() != {'id', 'model'} or start['id'] != self._stored['start_id']:
-            raise UserError(f'{path}: does not belong to {self.path}')
-        self._start_id = start['id']
-        return start
+        with _misfits_refused(path):
+            model.load_state_dict(start)
 
     def _owner(self):
         """The script that wrote the file, or None if it cannot be read any more."""
