@@ -41,7 +41,7 @@ def initial_training(args):
 
 
 def training_between_steps(args, device):
-    return Training(args.prune_steps - 1, args.prune_lr, 'prune_lr (in the recipe)', args.weight_decay,
+    return Training(args.prune_steps - 1, args.prune_lr, 'prune_lr (in the recipe)', args.prune_weight_decay,
                     args.crop_after_pruning, _loss_after_pruning(args, device), *_of_all_phases(args))
 
 
@@ -87,14 +87,15 @@ def loss_of_batch(output, target, data, smoothing=0., teacher=None, teacher_shar
     """The loss of log-probabilities (n, classes), as a scalar tensor.
 
     Of each label, `smoothing` goes to all classes alike (Szegedy et al. 2016, section 7). With a teacher,
-    `teacher_share` of the loss is how far the network is from the teacher's answers to the images `data`, both
-    softened (Hinton et al. 2015, section 2).
+    `teacher_share` of the loss is how far the network is from the teacher's answers to the images `data` and to their
+    mirror images, averaged; both are softened (Hinton et al. 2015, section 2).
     """
     loss = F.cross_entropy(output, target, label_smoothing=smoothing) if smoothing else F.nll_loss(output, target)
     if teacher is None:
         return loss
     with torch.no_grad():
-        answers = (teacher(data) / TEMPERATURE).softmax(1)
+        to_both = teacher(torch.cat([data, data.flip(3)])) / TEMPERATURE
+        answers = to_both.softmax(1).view(2, *output.shape).mean(0)
     distance = F.kl_div((output / TEMPERATURE).log_softmax(1), answers, reduction='batchmean')
     # The square: as large a gradient as without a temperature.
     return (1 - teacher_share) * loss + teacher_share * TEMPERATURE ** 2 * distance
