@@ -1,11 +1,13 @@
 """Images: a whole split as one tensor, from where they are stored to the normalised batches of a training."""
 import difflib
+import glob
 import os
 import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -19,8 +21,14 @@ from net.errors import UserError
 MEAN, STD = 0.1307, 0.3081
 SIZE = 32  # pixels, width and height
 PADDING = 4  # pixels on every side, before the random crop
+SPLITS = 'train', 'test'
 DOWNLOAD_FOLDER = 'data'  # the only one that CIFAR-10 is downloaded into, unless it holds some of it already
 CIFAR10_PARTS = 'cifar-10-batches-py', 'cifar-10-python.tar.gz'
+CLUTTER = {'__macosx', '@eadir', 'thumbs.db', 'desktop.ini'}  # what systems leave, in lower case
+MAX_PIXELS = 64_000_000  # of an image in memory, where each takes up to 12 bytes
+ORIENTATION = 0x0112  # an EXIF tag
+UPRIGHT = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_270',
+           7: 'TRANSVERSE', 8: 'ROTATE_90'}  # what undoes an orientation
 
 
 class Images(NamedTuple):
@@ -87,41 +95,27 @@ def _load_digits(train):
 
 
 def _load_folder(root, split):
-    from torchvision import transforms
-    from torchvision.datasets import ImageFolder
+    """The images in each class folder and in the folders below it, in the order of torchvision's ImageFolder."""
     classes = _folder_classes(root)
-    to_tensor = transforms.Compose([transforms.Resize((SIZE, SIZE)), transforms.PILToTensor()])
-    try:
-        folder = ImageFolder(root / split, transform=to_tensor)
-    except FileNotFoundError as error:  # a class has no image
-        raise _no_classes(root, error) from error
-    pixels = torch.empty(len(folder), 3, SIZE, SIZE, dtype=torch.uint8)
-    for i, (path, _) in enumerate(tqdm(folder.samples, f'Reading {root / split}', leave=False, disable=None)):
-        try:
-            pixels[i] = folder[i][0]
-        except Exception as error:  # Pillow raises many types of errors for damaged images
-            raise UserError(f'{path}: not a readable image ({error})') from error
-    return Images(pixels, torch.tensor(folder.targets), classes)
+    paths = _image_files(root / split, '*/**/*')
+    names = [Path(path).relative_to(root / split).parts[0] for path in paths]
+    for name in sorted(set(classes) - set(names)):
+        raise UserError(f'{root}: expected images in train/<class>/ and test/<class>/, none is in {split}/{name}/')
+    pixels = [load_photo(path) for path in tqdm(paths, f'Reading {root / split}', leave=False, disable=None)]
+    return Images(torch.cat(pixels), torch.tensor([classes.index(name) for name in names]), classes)
 
 
 def _folder_classes(root):
     """The names of the classes, which train/ and test/ must both have."""
-    from torchvision.datasets.folder import find_classes
-    for split, other in ('train', 'test'), ('test', 'train'):
+    for split, other in SPLITS, SPLITS[::-1]:
         if not (root / split).is_dir():
             raise UserError(f'{root}: has {other}/ but no {split}/, expected images in both')
-    try:
-        classes, test_classes = find_classes(root / 'train')[0], find_classes(root / 'test')[0]
-    except FileNotFoundError as error:  # one of the two has no class folder
-        raise _no_classes(root, error) from error
-    if classes != test_classes:
-        differ = sorted(set(classes) ^ set(test_classes))
-        raise UserError(f'{root}: train/ and test/ must hold the same classes, only one has {", ".join(differ)}')
-    return tuple(classes)
-
-
-def _no_classes(root, error):
-    return UserError(f'{root}: expected images in train/<class>/ and test/<class>/ ({error})')
+    train, test = ([name for name in _entries(root / split) if (root / split / name).is_dir()] for split in SPLITS)
+    if not train or train != test:
+        differ = ', '.join(sorted(set(train) ^ set(test)))
+        raise UserError(f'{root}: train/ and test/ must hold the same classes, ' +
+                        (f'only one has {differ}' if differ else 'found none'))
+    return tuple(train)
 
 
 def _load_cifar10(root, train, download):
@@ -141,16 +135,99 @@ def _load_cifar10(root, train, download):
     return Images(pixels, torch.tensor(cifar10.targets), tuple(cifar10.classes))
 
 
+# ---- image files -----------------------------------------------------------------------------------------------------
+
+def image_files(names):
+    """Paths: of files, of the images in folders, and of what patterns such as *.png match (some shells expand none).
+
+    UserError for what is not there, and for a folder without images.
+    """
+    paths = []
+    for name in map(os.path.expanduser, names):
+        matches = [name] if os.path.exists(name) else sorted(glob.glob(name))
+        if not matches:
+            raise UserError(f'{name}: no such image')
+        for match in matches:
+            images = _image_files(match, '*') if os.path.isdir(match) else [match]
+            if not images:
+                raise UserError(f'{match}: no images there')
+            paths += images
+    return paths
+
+
+def _entries(folder, pattern='*'):
+    """Names that match, sorted as ImageFolder does; not those that begin with a dot, or that systems leave."""
+    names = glob.glob(pattern, root_dir=folder, recursive=True)
+    names = [name for name in names if not CLUTTER & set(Path(name.lower()).parts)]
+    return sorted(names, key=lambda name: (Path(name).parts[0], os.path.split(name)))
+
+
+def _image_files(folder, pattern):
+    """Paths of files that match and are images by their names, as Pillow knows them; says what else is there."""
+    from PIL import Image
+    Image.preinit()  # usual formats are tried first
+    Image.init()
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in {*Image.OPEN, 'MPO'}}
+    paths = [path for name in _entries(folder, pattern) if not os.path.isdir(path := os.path.join(folder, name))]
+    others = [path for path in paths if Path(path).suffix.lower() not in suffixes]
+    if others:
+        more = f' and {len(others) - 1} more' if others[1:] else ''
+        print(f'{folder}: passed over {others[0]}{more}, no images by name')
+    return [path for path in paths if Path(path).suffix.lower() in suffixes]
+
+
 def load_photo(path):
-    """An image file of any size -> its middle square as pixels of 1 image, (1, 3, 32, 32), uint8."""
+    """An image file -> pixels of 1 image, (1, 3, 32, 32), uint8; the same for training and for a single photo.
+
+    It is the middle square of the first frame: upright as EXIF has it, on white where transparent, 16-bit gray as 8.
+    UserError, naming the file, for what cannot be read, floating-point pixels, and images that are too large.
+    """
     from PIL import Image, ImageOps
-    from torchvision import transforms
-    shrink = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.PILToTensor()])
+    orientation = None
     try:
-        with Image.open(path) as photo:
-            return shrink(ImageOps.exif_transpose(photo).convert('RGB'))[None]
+        with _open(path) as image:
+            square = ImageOps.fit(_to_rgba(image), (SIZE, SIZE), Image.Resampling.BILINEAR)
+            with suppress(Exception):  # damaged EXIF data turns nothing
+                orientation = image.getexif().get(ORIENTATION)  # after decoding, which turns a TIFF and removes this
     except Exception as error:  # Pillow raises many types of errors for damaged images
         raise UserError(f'{path}: not a readable image ({error})') from error
+    if orientation in UPRIGHT:
+        square = square.transpose(Image.Transpose[UPRIGHT[orientation]])
+    rgb = Image.new('RGB', square.size, 'white')
+    rgb.paste(square, mask=square)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].contiguous()
+
+
+def _open(path):
+    """Pillow's image of a file, in which a large JPEG shrinks while it is decoded; ValueError if it is too large."""
+    from PIL import Image
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow would count the pixels in the file
+    try:
+        image = Image.open(path)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    size = image.size
+    image.draft(None, (8 * SIZE, 8 * SIZE))
+    width, height = size if image.info.get('progressive') else image.size  # in memory
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise ValueError(f'{size[0]} x {size[1]} pixels, make it smaller: expected at most {MAX_PIXELS:,} pixels')
+    return image
+
+
+def _to_rgba(image):
+    """Pillow's own way, but for gray of more than 8 bits, which it would clip."""
+    from PIL import Image
+    if image.mode == 'F':
+        raise ValueError('floating-point pixels, expected integers')
+    if image.mode.startswith('I'):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f'pixels from {values.min()} to {values.max()}, expected 0 to 65535')
+        bits = 12 if getattr(image, 'tag_v2', {}).get(258) == (12,) else 16  # in a TIFF
+        values = np.where(values == image.info.get('transparency', -1), 65535, values)  # on white
+        image = Image.fromarray((values >> bits - 8).astype(np.uint8))
+    return image.convert('RGBA')
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
