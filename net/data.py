@@ -4,6 +4,7 @@ import glob
 import os
 import zlib
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,8 @@ SIZE = 32  # pixels, width and height
 PADDING = 4  # pixels on every side, before the random crop
 SPLITS = 'train', 'test'
 DOWNLOAD_FOLDER = 'data'  # the only one that CIFAR-10 is downloaded into, unless it holds some of it already
-CIFAR10_PARTS = 'cifar-10-batches-py', 'cifar-10-python.tar.gz'
+ARCHIVE, ARCHIVE_BYTES, ARCHIVE_MD5 = 'cifar-10-python.tar.gz', 170_498_071, 'c58f30108f718f92721af3b95e74349a'
+CIFAR10_PARTS = 'cifar-10-batches-py', ARCHIVE
 CLUTTER = {'__macosx', '@eadir', 'thumbs.db', 'desktop.ini'}  # what systems leave, in lower case
 MAX_PIXELS = 64_000_000  # of an image in memory, where each takes up to 12 bytes
 ORIENTATION = 0x0112  # an EXIF tag
@@ -47,40 +49,61 @@ class Images(NamedTuple):
 
     def split(self, n):
         """All but `n` images, and those `n`: drawn at random, but always the same ones."""
-        if not 0 < n < len(self.labels):
-            raise UserError(f'can hold out 1 to {len(self.labels) - 1} of the training images, got {n}')
-        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0)).to(self.labels.device)
+        total = len(self.labels)
+        if not 0 < n < total:
+            raise UserError(f'cannot hold out {n} of {total} training images, expected 1 or more, and 1 or more left')
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).to(self.labels.device)
         return tuple(Images(self.pixels[i], self.labels[i], self.classes) for i in (order[n:], order[:n]))
+
+    def fingerprint(self):
+        """A line that other pixels, labels or classes would change."""
+        crc = zlib.crc32(repr(self.classes).encode())
+        for tensor in self.labels, self.pixels:
+            crc = zlib.crc32(tensor.cpu().contiguous().numpy(), crc)
+        return f'{len(self.labels):,} images of {len(self.classes)} classes, CRC-32 {crc:08x}'
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 def load_images(root=DOWNLOAD_FOLDER, train=True, download=True):
-    """Read one split: of `digits`, of an image folder with train/ and test/ inside, or of torchvision's CIFAR-10.
+    """Read one split: of an image folder with train/ and test/ inside, of `digits`, or of torchvision's CIFAR-10.
 
     Raises UserError or OSError with one line that names what is missing, or the image that cannot be read.
     """
+    root = os.path.expanduser(root)  # shells leave the ~ of --data=~/images
+    split = SPLITS[0 if train else 1]
+    is_image_folder = any(Path(root, name).is_dir() for name in SPLITS)
+    if root == 'digits' and Path(root).exists():
+        taken = 'those in digits/' if is_image_folder else "scikit-learn's: digits/ has no train/ and test/ inside"
+        print(f'Images for {split}: {taken}')
+    if is_image_folder:
+        return _load_folder(Path(root), split)
     if root == 'digits':
         return _load_digits(train)
-    if Path(root, 'train').is_dir() or Path(root, 'test').is_dir():
-        return _load_folder(Path(root), 'train' if train else 'test')
     if Path(root) == Path(DOWNLOAD_FOLDER) or any(Path(root, part).exists() for part in CIFAR10_PARTS):
         return _load_cifar10(root, train, download)
-    raise UserError(_no_images(root))
+    raise UserError(_no_data(root))
 
 
-def _no_images(root):
+def _no_data(root):
     """One line: what was found, what was looked for, and the ways out."""
-    found = 'no such folder'
-    if Path(root).exists():
-        names = sorted(os.listdir(root)) if Path(root).is_dir() else ['a file']
-        found = f'no images there, found {", ".join(names[:3]) or "nothing"}' + (', ...' if len(names) > 3 else '')
+    path = Path(os.path.abspath(root))
+    found = _found(path) if path.exists() else 'no such folder'
+    around = [*path.parents[:2], *sorted(path.glob('*/'))]
+    nearest = [folder for folder in around if all(os.path.isdir(folder / split) for split in SPLITS)]
+    if path.name in SPLITS and path.is_dir():
+        nearest = [path.parent]
     others = {entry.name for entry in os.scandir() if entry.is_dir()} | {'digits'}
-    nearest = difflib.get_close_matches(str(root), others - {str(root)}, 1)
+    nearest += difflib.get_close_matches(root, others - {root}, 1)
     hint = f' (did you mean {nearest[0]}?)' if nearest else ''
     return (f'{root}: {found}{hint}; expected a folder with train/<class>/ and test/<class>/, or with '
             f'{" or ".join(CIFAR10_PARTS)}, or the word digits; without --data, CIFAR-10 is downloaded into '
             f'{DOWNLOAD_FOLDER}/')
+
+
+def _found(path):
+    names = sorted(os.listdir(path)) if os.path.isdir(path) else ['a file']
+    return f'no images there, found {", ".join(names[:3]) or "nothing"}' + (', ...' if len(names) > 3 else '')
 
 
 def _load_digits(train):
@@ -120,17 +143,27 @@ def _folder_classes(root):
 
 def _load_cifar10(root, train, download):
     from torchvision.datasets import CIFAR10
-    existed = Path(root).exists()
+    from torchvision.datasets.utils import check_integrity
+    archive = Path(root, ARCHIVE)
+    had_folder, had_archive = archive.parent.exists(), archive.exists()
     try:
         cifar10 = CIFAR10(root, train=train, download=download)
-    except (OSError, RuntimeError) as error:
-        if not existed:
-            with suppress(OSError):
-                Path(root).rmdir()  # torchvision makes the folder before it fails
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
+        reason = str(error) if isinstance(error, (OSError, RuntimeError)) else repr(error)
+        what = f'CIFAR-10 is not in {root!r}'
+        if had_archive and not check_integrity(archive, ARCHIVE_MD5):
+            what = (f'{archive} is damaged ({archive.stat().st_size:,} bytes, expected {ARCHIVE_BYTES:,} with the MD5 '
+                    f'{ARCHIVE_MD5})')
         raise FileNotFoundError(
-            f'CIFAR-10 is not in {root!r} and cannot be downloaded ({error}): put cifar-10-python.tar.gz there, '
+            f'{what} and cannot be downloaded ({" ".join(reason.split())}): put {ARCHIVE} there, '
             'or give --data FOLDER with train/<class>/ and test/<class>/ images inside, '
             'or take --data digits, which needs no download') from error
+    finally:  # after Ctrl-C as well: nothing half downloaded stays
+        if not had_archive and archive.exists() and archive.stat().st_size != ARCHIVE_BYTES:
+            archive.unlink()
+        if not had_folder:
+            with suppress(OSError):  # not empty
+                archive.parent.rmdir()
     pixels = torch.from_numpy(cifar10.data).permute(0, 3, 1, 2).contiguous()
     return Images(pixels, torch.tensor(cifar10.targets), tuple(cifar10.classes))
 
@@ -150,7 +183,7 @@ def image_files(names):
         for match in matches:
             images = _image_files(match, '*') if os.path.isdir(match) else [match]
             if not images:
-                raise UserError(f'{match}: no images there')
+                raise UserError(f'{match}: {_found(match)}')
             paths += images
     return paths
 

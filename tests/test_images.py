@@ -296,9 +296,9 @@ def test_a_name_with_brackets_is_a_name_before_it_is_a_pattern():
 
 @pytest.mark.parametrize('name, message', [
     ('x.png', 'x.png: no such image'), ('*.png', '*.png: no such image'),
-    ('empty', 'empty: no images there'),
-    ('folders', 'folders: no images there'),
-    ('texts', 'texts: no images there')])
+    ('empty', 'empty: no images there, found nothing'),
+    ('folders', 'folders: no images there, found below'),
+    ('texts', 'texts: no images there, found 1.txt, 2.txt, 3.txt, ...')])
 def test_where_no_image_is_one_line_says_so(name, message):
     Path('empty').mkdir()
     write('folders/below/1.png', *(f'texts/{i}.txt' for i in range(1, 5)))

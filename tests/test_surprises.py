@@ -32,55 +32,12 @@ def no_download(monkeypatch):
 
 # ---- the data --------------------------------------------------------------------------------------------------------
 
-def class_folders_without_a_split():
-    for name in 'cat', 'dog', 'eel', 'fox':
-        Path('my', name).mkdir(parents=True)
-
-
-def a_file():
-    Path('my').write_text('no folder', encoding='utf-8')
-
-
-def a_folder_of_another_name():
-    Path('pictures').mkdir()
-
-
-WRONG_DATA = [  # what is there, --data, what the line says
-    (class_folders_without_a_split, 'my', 'my: no images there, found cat, dog, eel, ...; expected a folder with'),
-    (lambda: Path('my').mkdir(), 'my', 'my: no images there, found nothing; expected a folder with train/<class>/'),
-    (a_file, 'my', 'my: no images there, found a file; expected a folder with train/<class>/'),
-    (lambda: None, 'digts', r'digts: no such folder \(did you mean digits\?\); expected .*, or the word digits'),
-    (a_folder_of_another_name, 'picture', r'picture: no such folder \(did you mean pictures\?\)'),
-    (lambda: None, 'elsewhere', 'elsewhere: no such folder; .* without --data, CIFAR-10 is downloaded into data/$'),
-    (lambda: make_folder('half', splits=['train']), 'half', '^half: has train/ but no test/, expected images in both$'),
-    (lambda: make_folder('half', splits=['test']), 'half', '^half: has test/ but no train/, expected images in both$'),
-]
-
-
-@pytest.mark.parametrize('make, data, message', WRONG_DATA)
-def test_data_that_is_not_what_was_meant_is_named_and_nothing_is_downloaded(make, data, message):
-    make()
-    before = set(Path().rglob('*'))
-    assert re.search(message, error_of(pruning.main, ['--data', data, '--no-cuda']))
-    assert set(Path().rglob('*')) - before == {Path('saves'), Path('.lock')}
-
-
-@pytest.mark.parametrize('main', [weight_share.main, huffman_coding.main])
-def test_the_other_scripts_name_a_missing_split_as_well(main):
+@pytest.mark.parametrize('main', [pruning.main, weight_share.main, huffman_coding.main])
+def test_every_script_names_data_that_cannot_be_used(main):
     make_folder('half', splits=['test'])
     save_model(AlexNet(), 'model.ptmodel')
     arguments = ['--data', 'half', '--load-model-path', 'model.ptmodel', '--no-cuda']
     assert error_of(main, arguments) == 'half: has test/ but no train/, expected images in both'
-
-
-def test_a_folder_that_holds_cifar10_is_taken(monkeypatch):
-    Path('elsewhere').mkdir()
-    Path('elsewhere/cifar-10-python.tar.gz').touch()
-    asked = []
-    monkeypatch.setattr(torchvision.datasets, 'CIFAR10', lambda *args, **kwargs: asked.append((args, kwargs)) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        pruning.main(['--data', 'elsewhere', '--no-cuda'])
-    assert asked == [(('elsewhere',), {'train': True, 'download': True})]
 
 
 # ---- the device ------------------------------------------------------------------------------------------------------
