@@ -42,11 +42,6 @@ class Images(NamedTuple):
     def to(self, device):
         return Images(self.pixels.to(device), self.labels.to(device), self.classes)
 
-    def fingerprint(self):
-        """A short text that tells these images from others."""
-        data = self.pixels.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes() + repr(self.classes).encode()
-        return f'{len(self.labels):,} images of {len(self.classes)} classes, CRC-32 {zlib.crc32(data):08x}'
-
     def split(self, n):
         """All but `n` images, and those `n`: drawn at random, but always the same ones."""
         total = len(self.labels)
