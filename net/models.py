@@ -83,8 +83,8 @@ def load_model(path, device='cpu'):
     Raises FileNotFoundError or UserError, naming the file, if it is missing or anything else than such a model.
     """
     if begins_with(path, COMPACT_MAGIC):
-        raise UserError(f'{path}: a compact file, expected a .ptmodel of an AlexNet: first decode it with '
-                        f'huffman_coding.py --from-compact {path} --save-model-path FILE')
+        raise UserError(f'{path}: a compact file, expected a .ptmodel of an AlexNet: first make one of it: '
+                        f'python -m net.compact read {path} MODEL')
     with torch.serialization.safe_globals([AlexNet, nn.Conv2d, nn.Linear, set]):
         stored = load_archive(path, '.ptmodel of an AlexNet')
     if not isinstance(stored, AlexNet):
@@ -127,7 +127,15 @@ def _rebuild(parameters):
         shape = model.get_parameter(name).shape
         if value.shape != shape:
             raise UserError(f'{name} has shape {tuple(value.shape)}, expected {tuple(shape)}')
-    model = model.to_empty(device='cpu')
+    model = model.float().to_empty(device='cpu')  # float32 whatever the default type is
     for name, param in model.named_parameters():
         param.data.copy_(parameters[name])
     return model
+
+
+def check_lossless(model, decoded):
+    """Raise RuntimeError unless all parameters of the two models are the same, bit for bit."""
+    decoded_params = dict(decoded.named_parameters())
+    for name, param in model.named_parameters():
+        if not torch.equal(param.data.view(torch.int32), decoded_params[name].data.view(torch.int32)):
+            raise RuntimeError(f'{name} differs after decoding: the encoding is not lossless')

@@ -3,7 +3,7 @@
 Both take pixels, uint8 (n, 3, 32, 32), RGB, 0 to 255, any n, and give log-probabilities, float32 (n, classes). The file
 says so itself, and names the classes.
 """
-import copy
+import argparse
 import importlib.util
 import io
 import json
@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from net.arguments import output_file
 from net.data import SIZE, normalize
-from net.errors import UserError
 from net.files import replace_file
 
-FORMATS = '.onnx', '.pt2'
 CONTRACT = {'input': 'pixels: uint8 (n, 3, 32, 32), RGB, 0 to 255', 'output': 'log-probabilities: float32 (n, classes)'}
 
 
@@ -32,23 +31,25 @@ class FromPixels(nn.Module):
         return self.network(normalize(pixels))
 
 
-def check_format(path):
-    """Raise UserError if there is no such format, or if it needs packages that are not installed."""
-    if Path(path).suffix not in FORMATS:
-        raise UserError(f'must end in {" or ".join(FORMATS)}, got {path}')
+def export_file(path):
+    """An argparse type: a file in a format that the network can be exported to, with the packages that are installed.
+    """
+    if Path(path).suffix not in ('.onnx', '.pt2'):
+        raise argparse.ArgumentTypeError(f'must end in .onnx or .pt2, got {path}')
     missing = [name for name in ('onnx', 'onnxscript') if importlib.util.find_spec(name) is None]
     if Path(path).suffix == '.onnx' and missing:
-        raise UserError(f'{path} needs packages that are not installed: pip install {" ".join(missing)}')
+        raise argparse.ArgumentTypeError(f'{path} needs packages that are not installed: pip install '
+                                         f'{" ".join(missing)}')
+    return output_file(path)
 
 
 def export(network, classes, path):
-    """Write the network in the format that the name ends in, with its contract and the names of its classes."""
-    check_format(path)
+    """Write a network of the CPU, in the format that the name ends in, with its contract and the names of its classes.
+    """
     example = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
-    program = torch.export.export(FromPixels(copy.deepcopy(network).cpu()).eval(), (example,),
+    program = torch.export.export(FromPixels(network).eval(), (example,),
                                   dynamic_shapes={'pixels': {0: torch.export.Dim('n', min=1)}})
-    contract = {**CONTRACT, 'classes': json.dumps(list(classes))}
-    data = io.BytesIO()
+    contract, data = {**CONTRACT, 'classes': json.dumps(list(classes))}, io.BytesIO()
     if Path(path).suffix == '.pt2':
         torch.export.save(program, data, extra_files=contract)
     else:
