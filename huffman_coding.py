@@ -99,7 +99,8 @@ def submission_checks(model, accuracy_before, accuracy_after):
               ', '.join(map(str, distinct)) + way_out),
         Check('decoding keeps the accuracy', '10 points', accuracy_before == accuracy_after,
               f'{accuracy_before:.2f}% -> {accuracy_after:.2f}%'),
-        Check('accuracy above 58% enters the ranking', '0, 5 or 10 points', accuracy_after > 58, f'{accuracy_after:.2f}%'),
+        Check('accuracy above 58% enters the ranking', '0, 5 or 10 points', accuracy_after > 58,
+              f'{accuracy_after:.2f}%'),
     ]
 
 

@@ -3,7 +3,7 @@
     python tests/benchmark.py [--model saves/model_after_weight_sharing.ptmodel]
 
 Without a model, a random AlexNet is pruned at the paper's rates and shared at 5 bits. The sizes are always those of the
-model in `net/pretrained/smallest.dcan`.
+model in `net/compact/smallest.dcan`.
 """
 import argparse
 import io
@@ -32,7 +32,7 @@ import plain_coder  # noqa: E402
 
 import pruning  # noqa: E402
 from net import huffmancoding  # noqa: E402
-from net.compact import (  # noqa: E402
+from net.compact.format import (  # noqa: E402
     code_lengths,
     compact_from_model,
     live_network_from_compact,
@@ -44,7 +44,7 @@ from net.models import AlexNet, load_model  # noqa: E402
 from net.quantization import apply_weight_sharing  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-COMPACT = ROOT / 'net/pretrained/smallest.dcan'
+COMPACT = ROOT / 'net/compact/smallest.dcan'
 
 
 def seconds(function, *args):
@@ -333,15 +333,16 @@ FIRST_PREDICTION = """
 import sys, time
 from pathlib import Path
 import torch
-from net import command_line, compact
+from net import stage
+from net.compact import format
 start = time.perf_counter()
-network = getattr(compact, sys.argv[1])(Path(sys.argv[2]).read_bytes()).eval()
+network = getattr(format, sys.argv[1])(Path(sys.argv[2]).read_bytes()).eval()
 with torch.inference_mode():
     network(torch.zeros(1, 3, 32, 32))
 print(f'{time.perf_counter() - start:.3f} s to the first prediction, peak memory with 256 images', end=' ')
 with torch.inference_mode():
     network(torch.zeros(256, 3, 32, 32))
-print(command_line.peak_memory())
+print(stage.peak_memory())
 """
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 import pruning
-from net import command_line
+from net import stage
 
 ROOT = Path(pruning.__file__).parent
-SMALLEST = ROOT / 'net/pretrained/smallest.dcan'
+SMALLEST = ROOT / 'net/compact/smallest.dcan'
 DIGITS = ['--data', 'digits', '--no-cuda']
 
 
 def error_of(main, arguments):
     """The line that a script ends with, and exit status 1."""
     with pytest.raises(SystemExit) as stopped:
-        command_line.run(lambda: main(arguments))
+        stage.run(lambda: main(arguments))
     assert str(stopped.value.code).startswith('error: ') and '\n' not in stopped.value.code
     return stopped.value.code.removeprefix('error: ')
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from scripts import SMALLEST
 
-import huffman_coding
-from net.compact import live_network_from_compact
+from net.compact.__main__ import CIFAR10_CLASSES, main
+from net.compact.export import CONTRACT
+from net.compact.format import live_network_from_compact
 from net.data import normalize
-from net.export import CONTRACT
 
 
 @pytest.fixture(scope='module')
@@ -32,10 +32,6 @@ def expected(pixels):
         return network(normalize(pixels))
 
 
-def export(name):
-    huffman_coding.main(['--export', name, '--no-cuda'])
-
-
 LOAD_ALONE = """
 import json, sys, torch
 contract = {'input': '', 'output': '', 'classes': ''}
@@ -48,8 +44,11 @@ print(json.dumps(contract))
 
 
 @pytest.mark.slow
-def test_a_pt2_file_loads_without_this_repository_and_gives_the_same_classes(pixels, expected):
-    export('network.pt2')
+def test_a_pt2_file_loads_without_this_repository_and_gives_the_same_classes(pixels, expected, capsys):
+    main(['export', 'network.pt2'])
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        'Wrote network.pt2',
+        f'Only PyTorch {torch.__version__} can read it: for everything else, export to FILE.onnx']
     torch.save(pixels, 'pixels.pt')
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
     done = subprocess.run([sys.executable, '-c', LOAD_ALONE], env=environment, capture_output=True, text=True)
@@ -58,29 +57,30 @@ def test_a_pt2_file_loads_without_this_repository_and_gives_the_same_classes(pix
     assert torch.equal(outputs.argmax(1), expected.argmax(1)) and torch.allclose(outputs, expected, atol=1e-4)
     assert single.shape == (1, 10)
     contract = json.loads(done.stdout)
-    assert tuple(json.loads(contract.pop('classes'))) == huffman_coding.CIFAR10_CLASSES and contract == CONTRACT
+    assert tuple(json.loads(contract.pop('classes'))) == CIFAR10_CLASSES and contract == CONTRACT
 
 
 @pytest.mark.slow
-def test_an_onnx_file_gives_the_same_classes_in_onnxruntime(pixels, expected):
+def test_an_onnx_file_gives_the_same_classes_in_onnxruntime(pixels, expected, capsys):
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
-    export('network.onnx')
+    main(['export', 'network.onnx', '--classes', ','.join('abcdefghij')])
+    assert capsys.readouterr().out.splitlines()[-1] == 'Wrote network.onnx'
     session = onnxruntime.InferenceSession('network.onnx')
     outputs = torch.from_numpy(session.run(None, {'pixels': pixels.numpy()})[0])
     assert torch.equal(outputs.argmax(1), expected.argmax(1)) and torch.allclose(outputs, expected, atol=1e-4)
     assert session.run(None, {'pixels': pixels[:1].numpy()})[0].shape == (1, 10)
     contract = session.get_modelmeta().custom_metadata_map
-    assert tuple(json.loads(contract.pop('classes'))) == huffman_coding.CIFAR10_CLASSES and contract == CONTRACT
+    assert json.loads(contract.pop('classes')) == list('abcdefghij') and contract == CONTRACT
 
 
 @pytest.mark.parametrize('name, installed, message', [
-    ('network.txt', True, 'argument --export: must end in .onnx or .pt2, got network.txt'),
-    ('network.onnx', False, 'argument --export: network.onnx needs packages that are not installed: '
+    ('network.txt', True, 'argument FILE: must end in .onnx or .pt2, got network.txt'),
+    ('network.onnx', False, 'argument FILE: network.onnx needs packages that are not installed: '
                             'pip install onnx onnxscript'),
-    ('missing/network.pt2', True, 'must be a file in an existing folder, got missing/network.pt2')])
+    ('missing/network.pt2', True, 'argument FILE: must be a file in an existing folder, got missing/network.pt2')])
 def test_what_cannot_be_written_is_said_before_anything_is_decoded(name, installed, message, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object() if installed else None)
     with pytest.raises(SystemExit, match='2'):
-        export(name)
+        main(['export', name])
     assert message in capsys.readouterr().err and not Path(name).exists()

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn.utils import parametrize
 
 import huffman_coding
 import pruning
 import weight_share
-from net import command_line, compact
+from net import command_line
 from net.checkpoint import Checkpoint
+from net.compact import __main__ as compact
+from net.compact import format as compact_format
 from net.models import AlexNet, load_model
 
 if torch.cuda.is_available():  # then the tests for a GPU run, and PyTorch wants one kind of accelerator in a process
@@ -164,11 +165,8 @@ PRUNING = [*TRAINING, '--epochs', '1', '--start-units', '120', '--keep-units', '
 SHARING = [*TRAINING, '--epochs', '2']
 ALL_FLAGS = [*SHARING, '--bits', '4', '--fc-bits', '3', '--layer-bits', 'conv1=5', '--bias-bits', '2', '--sort-units',
              '--bfloat16', '--moving', '--save-model-path', 'saves/all_flags.ptmodel']
-COMPACT = [*DIGITS, '--load-model-path', 'saves/all_flags.ptmodel', '--compact', 'digits.dcan']
-DECODING = [*DIGITS, '--from-compact', 'digits.dcan', '--save-model-path', 'saves/decoded.ptmodel', '--classify',
-            'photo.png']
 FIGURES = ['--figures', 'figures']
-MODELS = 'initial_model', 'model_after_retraining', 'model_after_weight_sharing', 'all_flags', 'decoded'
+MODELS = 'initial_model', 'model_after_retraining', 'model_after_weight_sharing', 'all_flags'
 
 
 THIN = 8, 16, 16, 16, 16, 64, 64  # units, for the sake of time
@@ -180,7 +178,7 @@ def small():
     digits, labels = sklearn.datasets.load_digits(return_X_y=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AlexNet.__init__, '__defaults__', (10, THIN))
-        patch.setattr(compact, 'WIDTHS', THIN)
+        patch.setattr(compact_format, 'WIDTHS', THIN)
         patch.setattr(sklearn.datasets, 'load_digits', lambda return_X_y: (digits[:250], labels[:250]))
         yield
 
@@ -209,7 +207,7 @@ def on_pretend_device(small, tmp_path_factory):
         resume_until_done(weight_share.main, [*SHARING, *FIGURES])
         resume_until_done(weight_share.main, ALL_FLAGS)
         folder = encode(FIGURES)
-        assert pick_device.call_count == (1 + 2 + 2 + 1) + (2 + 1) + (2 + 1) + 3  # epochs and ends, then stage 3
+        assert pick_device.call_count == (1 + 2 + 2 + 1) + (2 + 1) + (2 + 1) + 1  # epochs and ends, then stage 3
         return folder
 
 
@@ -228,11 +226,9 @@ def resume_until_done(main, argv):
 
 
 def encode(figures=()):
-    """Stage 3 for both shared models, then the compact file is decoded; returns the folder."""
+    """Stage 3, and the compact file; returns the folder."""
     huffman_coding.main([*DIGITS, *figures])
-    huffman_coding.main(COMPACT)
-    Image.linear_gradient('L').convert('RGB').save('photo.png')
-    huffman_coding.main(DECODING)
+    compact.main(['write', 'saves/all_flags.ptmodel', 'digits.dcan'])
     return Path.cwd()
 
 
@@ -263,15 +259,4 @@ def test_the_logged_accuracies_are_those_of_a_run_on_the_cpu(on_cpu, on_pretend_
 @pytest.mark.slow
 def test_all_figures_are_drawn(on_pretend_device):
     assert sorted(path.stem for path in (on_pretend_device / 'figures').iterdir()) == [
-        'bytes', 'centroids', 'code_lengths', 'history', 'network', 'sensitivity', 'sharing']
-
-
-@pytest.mark.slow
-def test_a_photo_is_classified_as_on_the_cpu(on_cpu, on_pretend_device, monkeypatch, capsys):
-    def answer(folder, device):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(command_line, 'pick_device', lambda no_cuda: device)
-        huffman_coding.main(DECODING)
-        return capsys.readouterr().out.splitlines()[-2:]  # the accuracy, and what the photo shows
-
-    assert answer(on_pretend_device, DEVICE) == answer(on_cpu, torch.device('cpu'))
+        'bytes', 'centroids', 'history', 'network', 'sensitivity']

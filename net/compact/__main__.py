@@ -132,7 +132,7 @@ def lock_for(path):
 
 def decode(name, from_compact):
     """What one of the two decoders makes of a file, or of one that comes with the code; UserError names the file."""
-    path = SHIPPED.get(name, Path(name))
+    path = SHIPPED.get(name, Path(name).expanduser())
     own = [other for other in (name, f'{name}.dcan') if name in SHIPPED and Path(other).exists()]
     if own:
         print(f'Note: {name} is the network that comes with the code; yours is ./{own[0]}')
