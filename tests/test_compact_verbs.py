@@ -125,6 +125,16 @@ def test_a_compact_file_that_loses_something_does_not_take_its_place(small_forma
     assert os.listdir() == ['x.ptmodel']
 
 
+@pytest.mark.parametrize('command', [['write', 'x.ptmodel', 'old'], ['read', 'x.dcan', 'old']])
+def test_where_the_disk_is_full_the_old_file_stays(command, small_format, monkeypatch):
+    main(['read', small_file('x.dcan'), 'x.ptmodel'])
+    Path('old').write_text('stays', encoding='utf-8')
+    monkeypatch.setattr(os, 'fsync', lambda file: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    assert error_of(main, command) == 'old: cannot be written (No space left on device)'
+    assert sorted(os.listdir()) == ['old', 'x.dcan', 'x.ptmodel']
+    assert Path('old').read_text(encoding='utf-8') == 'stays'
+
+
 def test_nothing_is_written_into_saves_while_a_stage_is_at_work(small_format):
     small_file('x.dcan')
     main(['read', 'x.dcan', 'saves/x.ptmodel'])
@@ -223,11 +233,13 @@ def test_the_classes_of_an_own_file_are_called_as_said_or_by_the_names_of_cifar1
     (['x.png'], 'x.png: no such image'),
     (['--data', 'digits'], f'digits: the network knows {", ".join(CIFAR10_CLASSES)}, '
                            f'the images are {", ".join("0123456789")}'),
+    (['--data', 'half'], 'half: has test/ but no train/, expected images in both'),
     (['photo.png', '--classes', 'a,b'], 'the network tells 10 classes apart, --classes names 2'),
     (['photo.png', '--network', 'photo.png'],
      "photo.png: no compact file: it starts with b'\\x89PNG', expected b'DCAN'")])
 def test_what_cannot_be_classified_ends_in_one_line(arguments, message, small_runs):
     photo()
+    Path('half/test').mkdir(parents=True)
     assert error_of(main, ['classify', *arguments]) == message
 
 
