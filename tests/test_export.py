@@ -76,8 +76,7 @@ def test_an_onnx_file_gives_the_same_classes_in_onnxruntime(pixels, expected, ca
 
 @pytest.mark.parametrize('name, installed, message', [
     ('network.txt', True, 'argument FILE: must end in .onnx or .pt2, got network.txt'),
-    ('network.onnx', False, 'argument FILE: network.onnx needs packages that are not installed: '
-                            'pip install onnx onnxscript'),
+    ('network.onnx', False, 'argument FILE: network.onnx needs packages: pip install onnx onnxscript'),
     ('missing/network.pt2', True, 'argument FILE: must be a file in an existing folder, got missing/network.pt2')])
 def test_what_cannot_be_written_is_said_before_anything_is_decoded(name, installed, message, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object() if installed else None)

@@ -32,20 +32,17 @@ class FromPixels(nn.Module):
 
 
 def export_file(path):
-    """An argparse type: a file in a format that the network can be exported to, with the packages that are installed.
-    """
+    """An argparse type: a file in a format that can be written with the packages that are installed."""
     if Path(path).suffix not in ('.onnx', '.pt2'):
         raise argparse.ArgumentTypeError(f'must end in .onnx or .pt2, got {path}')
     missing = [name for name in ('onnx', 'onnxscript') if importlib.util.find_spec(name) is None]
     if Path(path).suffix == '.onnx' and missing:
-        raise argparse.ArgumentTypeError(f'{path} needs packages that are not installed: pip install '
-                                         f'{" ".join(missing)}')
+        raise argparse.ArgumentTypeError(f'{path} needs packages: pip install {" ".join(missing)}')
     return output_file(path)
 
 
 def export(network, classes, path):
-    """Write a network of the CPU, in the format that the name ends in, with its contract and the names of its classes.
-    """
+    """Write a network, on the CPU, in the format that the name ends in, with its contract and its classes' names."""
     example = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
     program = torch.export.export(FromPixels(network).eval(), (example,),
                                   dynamic_shapes={'pixels': {0: torch.export.Dim('n', min=1)}})

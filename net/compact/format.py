@@ -23,8 +23,8 @@ that is not zero, or such a bias; so are all input channels and all outputs. "Ze
 All widths and kernels are those of AlexNet, but the number of classes is free, 1 to 10,000.
 
 The weights of a layer are a matrix with a row for each output and a column for each place in the kernel and input, all
-inputs of the first place first. The number of a way tells how the places of its non-zeros are given; then come their
-values, row by row. The ways are
+inputs of the first place first. A number says in which of three ways the positions of its non-zeros are given; then
+come their values, row by row. The ways are
 
     0          the set of their positions, row by row
     1          the same, column by column
