@@ -16,7 +16,7 @@ from net import stage
 from net.arguments import HelpFormatter, output_file
 from net.compact.export import export, export_file
 from net.compact.format import compact_from_model, live_network_from_compact, model_from_compact
-from net.data import load_images, load_photo, normalize
+from net.data import image_files, load_images, load_photo, normalize
 from net.errors import UserError
 from net.files import one_run_per_folder, replace_file
 from net.huffmancoding import naming
@@ -109,17 +109,6 @@ def write_export(args):
     print(f'Wrote {args.file}')
     if args.file.endswith('.pt2'):
         print(f'Only PyTorch {torch.__version__} can read it: for everything else, export to FILE.onnx')
-
-
-def image_files(patterns):  # a stand-in for that of net.data
-    import glob
-    paths = []
-    for pattern in patterns:
-        matches = sorted(map(str, Path(pattern).iterdir())) if Path(pattern).is_dir() else sorted(glob.glob(pattern))
-        if not matches:
-            raise UserError(f'{pattern}: no such image')
-        paths += matches
-    return paths
 
 
 # ---- what they share -------------------------------------------------------------------------------------------------
