@@ -1,9 +1,11 @@
 """What every stage begins and ends with: device, header of the log, inputs, report, how a script ends."""
 import json
+import os
 import shlex
 import signal
 import sys
 import time
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from net.files import replace_file
 from net.models import load_model, save_model
 
 IMAGES_NOTE = 'images.json'  # beside models: which images each was trained on
+ENTRY = {'data', 'classes', 'crc32'}  # of the note, for each model
 
 
 # ---- what a run begins with ------------------------------------------------------------------------------------------
@@ -75,25 +78,32 @@ def save(model, path, images, data):
     """Write a model, and beside it, in images.json, that it was trained on these images, which `--data` named so."""
     save_model(model, path)
     note = Path(path).with_name(IMAGES_NOTE)
-    trained_on = {**_read_note(note), Path(path).name: {'data': data, 'classes': list(images.classes)}}
+    entry = {'data': data, 'classes': list(images.classes), 'crc32': _crc32(path)}
     with replace_file(note) as file:
-        file.write(json.dumps(trained_on, indent=1).encode())
+        file.write(json.dumps({**_read_note(note), Path(path).name: entry}, indent=1).encode())
 
 
 def check_images(path, images, data):
     """Raise UserError if a note beside the model says that it was trained on images of other classes."""
     trained_on = _read_note(Path(path).with_name(IMAGES_NOTE)).get(Path(path).name)
-    if trained_on and trained_on['classes'] != list(images.classes):
+    if trained_on and trained_on['crc32'] == _crc32(path) and trained_on['classes'] != list(images.classes):
         raise UserError(f'{path}: was trained with --data {trained_on["data"]}, of classes '
                         f'{", ".join(trained_on["classes"][:3])}, ..., got --data {data}, of classes '
                         f'{", ".join(images.classes[:3])}, ...')
 
 
+def _crc32(path):
+    """Of a file: one that has taken the place of the model since is another."""
+    return zlib.crc32(Path(path).read_bytes())
+
+
 def _read_note(path):
+    """Model -> what it was trained on; what cannot be read is left out."""
     try:
-        return json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError):  # a model from elsewhere has none
+        note = dict(json.loads(path.read_text('utf-8')))
+    except (OSError, TypeError, ValueError):  # a model from elsewhere has none
         return {}
+    return {name: entry for name, entry in note.items() if isinstance(entry, dict) and entry.keys() >= ENTRY}
 
 
 # ---- how a run ends --------------------------------------------------------------------------------------------------
