@@ -95,10 +95,7 @@ def prune_gradually(model, images, args, training, checkpoint):
     weights_before = {name: count_nonzeros(layer) for name, layer in model.layers()}
     units_before = count_hidden_units(model)
     optimizer = make_optimizer(model, training)
-    if args.prune_cycle:
-        scheduler = one_cycle(optimizer, training, len(images.labels))
-    else:
-        scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # a warm-up, then constant
+    scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # a warm-up, then constant
     title = f'Pruning step {{}}/{args.prune_steps}'
     for epoch in checkpoint.epochs(training.epochs, model, optimizer, scheduler, title):
         regrown = prune(model, args, epoch.number, weights_before, units_before)

@@ -20,9 +20,8 @@ SHARING = {  # what most recipes have in common
 RANKING = {  # of pruning
     'optimizer': 'sgd', 'batch_size': 128, 'batch_norm': False, 'label_smoothing': 0, 'teacher_share': 0,
     'start_units': 640, 'epochs': 24, 'lr': 0.05, 'weight_decay': 5e-4,
-    'keep': 2300, 'keep_units': 280, 'fc_cost': 6, 'prune_steps': 50, 'regrow': 0,
-    'prune_lr': 0.02, 'prune_cycle': False, 'prune_weight_decay': 5e-4, 'crop_after_pruning': False,
-    'retrain_epochs': 30, 'retrain_lr': 0.05, 'retrain_weight_decay': 5e-5,
+    'keep': 2300, 'keep_units': 280, 'fc_cost': 6, 'prune_steps': 50, 'prune_lr': 0.02, 'regrow': 0,
+    'crop_after_pruning': False, 'retrain_epochs': 30, 'retrain_lr': 0.05, 'retrain_weight_decay': 5e-5,
 }
 SMALLEST = {**SHARING, 'bits': 3, 'fc_bits': 3, 'bias_bits': 3, 'moving': True, 'bfloat16': True,
             'epochs': 20, 'lr': 2e-3}
@@ -41,9 +40,8 @@ RECIPES = {
         'pruning': {
             'optimizer': 'sgd', 'batch_size': 128, 'batch_norm': True, 'label_smoothing': 0.1, 'teacher_share': 0.7,
             'start_units': 1664, 'epochs': 80, 'lr': 0.3, 'weight_decay': 5e-4,
-            'keep': 95_000, 'keep_units': 800, 'fc_cost': 6, 'prune_steps': 40, 'regrow': 0.05,
-            'prune_lr': 0.05, 'prune_cycle': True, 'prune_weight_decay': 1e-4, 'crop_after_pruning': True,
-            'retrain_epochs': 40, 'retrain_lr': 0.05, 'retrain_weight_decay': 1e-4,
+            'keep': 95_000, 'keep_units': 800, 'fc_cost': 6, 'prune_steps': 40, 'prune_lr': 0.02, 'regrow': 0.05,
+            'crop_after_pruning': True, 'retrain_epochs': 40, 'retrain_lr': 0.05, 'retrain_weight_decay': 5e-4,
         },
         'sharing': {**SHARING, 'bits': 5, 'fc_bits': 5, 'epochs': 8, 'lr': 1e-3, 'crop': True, 'teacher_share': 0.7},
         'compact': {
@@ -57,9 +55,8 @@ RECIPES = {
         'pruning': {
             'optimizer': 'adam', 'batch_size': 256, 'batch_norm': False, 'label_smoothing': 0, 'teacher_share': 0,
             'start_units': None, 'epochs': 20, 'lr': 1e-3, 'weight_decay': 0,
-            'keep': None, 'keep_units': None, 'fc_cost': 1, 'prune_steps': 1, 'regrow': 0,
-            'prune_lr': 1e-3, 'prune_cycle': False, 'prune_weight_decay': 0, 'crop_after_pruning': True,
-            'retrain_epochs': 12, 'retrain_lr': 1e-3, 'retrain_weight_decay': 0,
+            'keep': None, 'keep_units': None, 'fc_cost': 1, 'prune_steps': 1, 'prune_lr': 1e-3, 'regrow': 0,
+            'crop_after_pruning': True, 'retrain_epochs': 12, 'retrain_lr': 1e-3, 'retrain_weight_decay': 0,
         },
         'sharing': {**SHARING, 'bits': 5, 'fc_bits': 5, 'epochs': 0, 'lr': 1e-3},
         'compact': {**SHARING, 'bits': 5, 'fc_bits': 5, 'bias_bits': 5, 'bfloat16': True, 'epochs': 6, 'lr': 1e-3},

@@ -41,7 +41,7 @@ def initial_training(args):
 
 
 def training_between_steps(args, device):
-    return Training(args.prune_steps - 1, args.prune_lr, 'prune_lr (in the recipe)', args.prune_weight_decay,
+    return Training(args.prune_steps - 1, args.prune_lr, 'prune_lr (in the recipe)', args.weight_decay,
                     args.crop_after_pruning, _loss_after_pruning(args, device), *_of_all_phases(args))
 
 
