@@ -6,11 +6,14 @@ As a script it starts another one on them, without the seconds that scikit-learn
 """
 import runpy
 import sys
+from pathlib import Path
 
 import torch
 
-from net import data
-from net.models import AlexNet, save_model
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from net import data  # noqa: E402  (the path comes first)
+from net.models import AlexNet, save_model  # noqa: E402
 
 WIDTHS = 64, 64, 64, 64, 64, 1024, 1024  # units of the hidden layers: 1.4 million parameters
 
@@ -27,10 +30,10 @@ def make_small(set_attribute=setattr):
     set_attribute(data, '_load_digits', load_few)
 
 
-def sparse_model(path):
-    """Write a model with 5,000 weights."""
+def sparse_model(path, n_weights=5000):
+    """Write a model with so many weights."""
     model = AlexNet()
-    model.prune_to_budget(5000)
+    model.prune_to_budget(n_weights)
     save_model(model, path)
 
 

@@ -1,4 +1,7 @@
-"""Every flag of the three scripts, given something bad: one line that names it and what was expected, no traceback."""
+"""The flags and the recipes of the three scripts; every flag given something bad: one line that names it and what was
+expected, no traceback.
+"""
+import importlib.util
 import os
 import pickle
 import re
@@ -10,11 +13,13 @@ import torchvision.datasets.cifar
 from hostile import RunsCommand
 from PIL import Image
 from scripts import DIGITS
+from small import sparse_model
 
 import huffman_coding
 import pruning
 import weight_share
-from net import command_line
+from net import stage
+from net.arguments import RECIPES, arguments_of_run, parse_pruning, parse_sharing
 from net.models import AlexNet, save_model
 
 SCRIPTS = {'pruning': pruning, 'weight_share': weight_share, 'huffman_coding': huffman_coding}
@@ -25,9 +30,6 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('pruning', '--log missing/log.txt', '--log: must be a file in an existing folder, got missing/log.txt'),
     ('pruning', '--log .', '--log: must be a file in an existing folder, got .'),
     ('pruning', '--figures a-file', '--figures: must be a folder, got a-file'),
-    ('pruning', '--epoch-count 3', 'unrecognized arguments: --epoch-count 3'),
-    ('pruning', '--dat digits', 'unrecognized arguments: --dat digits, did you mean --data?'),
-    ('pruning', 'saves/model.ptmodel', 'unrecognized arguments: saves/model.ptmodel'),
     ('pruning', '--batch-size 0', '--batch-size: must be a whole number, at least 1, got 0'),
     ('pruning', '--batch-size many', '--batch-size: must be a whole number, at least 1, got many'),
     ('pruning', '--test-batch-size -5', '--test-batch-size: must be a whole number, at least 1, got -5'),
@@ -38,16 +40,17 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('pruning', '--lr -0.1', '--lr: must be a number, at least 0, got -0.1'),
     ('pruning', '--lr nan', '--lr: must be a number, at least 0, got nan'),
     ('pruning', '--lr inf', '--lr: must be a number, at least 0, got inf'),
-    ('pruning', '--weight-decay -1', '--weight-decay: must be a number, at least 0, got -1'),
     ('pruning', '--seed -1', '--seed: must be a whole number from 0 to 9223372036854775807, got -1'),
     ('pruning', '--seed 9223372036854775808', '--seed: must be a whole number from 0 to 9223372036854775807, got 9223'),
     ('pruning', '--log-interval 0', '--log-interval: must be a whole number, at least 1, got 0'),
     ('pruning', '--validation 0', '--validation: must be a whole number, at least 1, got 0'),
+    ('pruning', '--recipe best', "--recipe: invalid choice: 'best' (choose from "),
     ('pruning', '--resume --restart', '--restart: not allowed with argument --resume'),
-    ('pruning', '--keep 4,200', '--keep: must be a whole number, at least 1, got 4,200'),
-    ('pruning', '--keep 4.2e3', '--keep: must be a whole number, at least 1, got 4.2e3'),
-    ('pruning', '--keep 0', '--keep: must be a whole number, at least 1, got 0'),
-    ('pruning', '--fc-cost 0', '--fc-cost: must be a number, at least 0.01, got 0'),
+    ('pruning', '--start-units 6', '--start-units: must be a whole number from 7 to 9344, got 6'),
+    ('pruning', '--keep 4,200', '--keep: must be a whole number, at least 8, got 4,200'),
+    ('pruning', '--keep 4.2e3', '--keep: must be a whole number, at least 8, got 4.2e3'),
+    ('pruning', '--keep 7', '--keep: must be a whole number, at least 8, got 7'),
+    ('pruning', '--keep-units 6', '--keep-units: must be a whole number, at least 7, got 6'),
     ('pruning', '--prune-steps 0', '--prune-steps: must be a whole number, at least 1, got 0'),
     ('pruning', '--retrain-epochs 0', '--retrain-epochs: must be a whole number, at least 1, got 0'),
     ('pruning', '--retrain-lr inf', '--retrain-lr: must be a number, at least 0, got inf'),
@@ -58,60 +61,60 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('pruning', '--rates fc1', "--rates: must be LAYER=PERCENT,..., got 'fc1'"),
     ('pruning', '--rates fc1=x', '--rates: percent of fc1 must be a number from 0 to 100, got x'),
     ('pruning', '--rates fc1=9,fc2=9,fc1=8', '--rates: fc1 must be given once, got fc1=9,fc2=9,fc1=8'),
-    ('pruning', '--prune percentile --sensitivity 1', '--sensitivity goes with --prune std, got --prune percentile'),
-    ('pruning', '--prune std --rates fc1=9', '--rates goes with --prune percentile, got --prune std'),
-    ('pruning', '--prune std --keep 4200', '--keep goes with --prune lamp, got --prune std'),
-    ('pruning', '--prune percentile --keep 4200', '--keep goes with --prune lamp, got --prune percentile'),
+    ('pruning', '--rates fc1=9 --keep 9', '--keep: not allowed with argument --rates'),
+    ('pruning', '--sensitivity 1 --rates fc1=9', '--rates: not allowed with argument --sensitivity'),
+    ('pruning', '--recipe ranking --rates conv1=50', '--rates prunes as the paper does, at --recipe paper, got '
+                                                     '--recipe ranking'),
+    ('pruning', '--recipe digits --sensitivity 1', '--sensitivity prunes as the paper does, at --recipe paper, got '
+                                                   '--recipe digits'),
+    ('pruning', '--recipe paper --keep 9', '--keep goes with a recipe that shares out a budget, got --recipe paper'),
+    ('pruning', '--sensitivity 1 --prune-steps 40', '--prune-steps goes with several thresholds, got --sensitivity'),
+    ('pruning', '--recipe accurate --batch-size 1', '--batch-size must be at least 2 with the batch normalisation of '
+                                                    '--recipe accurate, got 1'),
     ('pruning', '--start-units 99 --load-model-path x', '--start-units goes with a first training, got --load-model'),
     ('pruning', '--dense-only --load-model-path x', '--dense-only goes with a first training, got --load-model-path'),
     ('pruning', '--dense-only --keep 9', '--keep goes with pruning, got --dense-only'),
-    ('pruning', '--dense-only --crop first', '--crop goes with pruning, got --dense-only'),
-    ('pruning', '--label-smoothing 1.5', '--label-smoothing: must be a number from 0 to 1, got 1.5'),
-    ('pruning', '--distill -1', '--distill: must be a number from 0 to 1, got -1'),
-    ('pruning', '--start-units 6', '--start-units: must be a whole number from 7 to 9344, got 6'),
-    ('pruning', '--keep-units 6', '--keep-units: must be a whole number, at least 7, got 6'),
-    ('pruning', '--prune-lr -1', '--prune-lr: must be a number, at least 0, got -1'),
-    ('pruning', '--retrain-weight-decay -1', '--retrain-weight-decay: must be a number, at least 0, got -1'),
-    ('pruning', '--prune lamp --rates fc1=9', '--rates goes with --prune percentile, got --prune lamp'),
-    ('pruning', '--rates fc1=9 --fc-cost 6', '--fc-cost goes with --keep or --keep-units, got --prune percentile'),
-    ('pruning', '--sensitivity 1 --fc-cost 6', '--fc-cost goes with --keep or --keep-units, got --prune std'),
-    ('pruning', '--recipe paper --fc-cost 6', '--fc-cost goes with --keep or --keep-units, got --prune percentile'),
-    ('pruning', '--recipe paper --prune lamp', '--prune lamp needs --keep, got --recipe paper without it'),
-    ('pruning', '--prune std --prune-steps 40', '--prune std prunes once, got --prune-steps 40'),
-    ('pruning', '--batch-norm --batch-size 1', '--batch-norm needs a --batch-size of at least 2, got 1'),
-    ('pruning', '--rates fc1=9 --keep 9', '--keep: not allowed with argument --rates'),
-    ('pruning', '--sensitivity 1 --rates fc1=9', '--rates: not allowed with argument --sensitivity'),
+    ('pruning', '--dense-only --figures f', '--figures goes with pruning, got --dense-only'),
     ('weight_share', '--bits 0', '--bits: must be a whole number from 1 to 8, got 0'),
     ('weight_share', '--bits 9', '--bits: must be a whole number from 1 to 8, got 9'),
     ('weight_share', '--bits x', '--bits: must be a whole number from 1 to 8, got x'),
     ('weight_share', '--fc-bits 9', '--fc-bits: must be a whole number from 1 to 8, got 9'),
-    ('weight_share', '--layer-bits conv1', "--layer-bits: must be LAYER=BITS,..., got 'conv1'"),
-    ('weight_share', '--layer-bits conv1=9', '--layer-bits: bits of conv1 must be a whole number from 1 to 8, got 9'),
-    ('weight_share', '--layer-bits conv9=5', "--layer-bits: unknown layer 'conv9', expected one of conv1, conv2"),
-    ('weight_share', '--layer-bits fc1=4,fc1=5', '--layer-bits: fc1 must be given once, got fc1=4,fc1=5'),
-    ('weight_share', '--bias-bits 0', '--bias-bits: must be a whole number from 1 to 8, got 0'),
-    ('weight_share', '--moving --epochs 0', '--moving goes with a training of the shared values, got --epochs 0'),
     ('weight_share', '--epochs 0 --lr 1', '--lr goes with a training of the shared values, got --epochs 0'),
-    ('weight_share', '--epochs 0 --crop always', '--crop goes with a training of the shared values, got --epochs 0'),
+    ('weight_share', '--recipe paper --batch-size=9', '--batch-size goes with a training of the shared values, got'),
     ('huffman_coding', '--student-id ../../x', "--student-id: must be letters and digits, got '../../x'"),
     ('huffman_coding', '--student-id a.b', "--student-id: must be letters and digits, got 'a.b'"),
     ('huffman_coding', '--student-id=', "--student-id: must be letters and digits, got ''"),
     ('huffman_coding', '--student-id 學號', "--student-id: must be letters and digits, got '學號'"),
-    ('huffman_coding', '--compact missing/z', '--compact: must be a file in an existing folder, got missing/z'),
-    ('huffman_coding', '--from-compact x', 'goes with --save-model-path, --classify or --export, got none of them'),
-    ('huffman_coding', '--save-model-path y', '--save-model-path goes with --from-compact, got only the first'),
-    ('huffman_coding', '--from-compact x --save-model-path y --compact z', 'only decodes a compact file, got'),
-    ('huffman_coding', '--from-compact x --save-model-path y --student-id x', 'only decodes a compact file, got'),
-    ('huffman_coding', '--export network.txt', '--export: must end in .onnx or .pt2, got network.txt'),
-    ('huffman_coding', '--classify x.png --figures figures', '--classify only decodes a compact file, got --figures'),
-    ('huffman_coding', '--classify x.png --load-model-path y', 'only decodes a compact file, got --load-model-path'),
+]
+
+UNKNOWN_ARGUMENTS = [  # script, argument, what the line says of it
+    ('pruning', '--epoch-count 3', ', did you mean --epochs?'),
+    ('pruning', 'saves/model.ptmodel', ''),
+    ('pruning', '--dat digits', ', did you mean --data?'),  # there are no abbreviations
+    ('pruning', '--learning-rate 0.1', ', did you mean --lr?'),
+    ('weight_share', '--learning-rate=0.1', ', did you mean --lr?'),
+    ('pruning', '--retrain-learning-rate 0.1', ', did you mean --retrain-lr?'),
+    ('pruning', '--bits 5', ', which is a flag of weight_share.py'),
+    ('pruning', '--compact', ', which is a flag of weight_share.py'),
+    ('pruning', '--student-id=x1', ', which is a flag of huffman_coding.py'),
+    ('weight_share', '--prune-steps 3', ', which is a flag of pruning.py'),
+    ('huffman_coding', '--validation 3', ', which is a flag of pruning.py'),
+    ('pruning', '--fc-cost 6', ', which is a setting of the recipes in net/arguments.py'),
+    ('pruning', '--batch-norm', ', which is a setting of the recipes in net/arguments.py'),
+    ('weight_share', '--layer-bits conv1=5', ', which is a setting of the recipes in net/arguments.py'),
+    ('huffman_coding', '--weight-decay 0', ', which is a setting of the recipes in net/arguments.py'),
+    ('huffman_coding', '--compact x.dcan', ', now it is: python -m net.compact write MODEL FILE'),
+    ('huffman_coding', '--from-compact x.dcan', ', now it is: python -m net.compact read FILE MODEL'),
+    ('huffman_coding', '--save-model-path=x', ', now it is: python -m net.compact read FILE MODEL'),
+    ('huffman_coding', '--classify photo.png', ', now it is: python -m net.compact classify IMAGE'),
+    ('huffman_coding', '--export x.onnx', ', now it is: python -m net.compact export FILE'),
 ]
 
 
 def status_and_line(script, arguments, capsys):
     """Run a script's main as from the command line -> exit status, and the one line that it ends with."""
     with pytest.raises(SystemExit) as stopped:
-        command_line.run(lambda: SCRIPTS[script].main(arguments))
+        stage.run(lambda: SCRIPTS[script].main(arguments))
     error = capsys.readouterr().err + (f'{stopped.value.code}\n' if isinstance(stopped.value.code, str) else '')
     assert len(error.splitlines()) == 1
     return 1 if isinstance(stopped.value.code, str) else stopped.value.code, error
@@ -126,19 +129,104 @@ def test_a_bad_argument_ends_in_one_line_and_status_2(script, arguments, message
     assert os.listdir() == ['a-file']
 
 
-# Switches, paths that are looked at later, and choices.
-CHECKED_BY_ARGPARSE_ALONE = set('''--data --no-cuda --load-model-path --recipe --optimizer --schedule --crop
-    --no-batch-norm --sort-units --bfloat16 --moving --from-compact --save-model-path --classify'''.split())
+@pytest.mark.parametrize('script, arguments, advice', UNKNOWN_ARGUMENTS)
+def test_an_unknown_argument_is_named_with_what_could_be_meant(script, arguments, advice, capsys):
+    status, line = status_and_line(script, arguments.split(), capsys)
+    assert status == 2
+    assert line == f'error: unrecognized arguments: {arguments}{advice} (see {script}.py --help)\n'
+
+
+# Switches, paths that are looked at later.
+NOT_CHECKED = set('--help --data --no-cuda --load-model-path --save-model-path --compact'.split())
+
+
+def flags_of(script, capsys):
+    """Those that its help describes."""
+    with pytest.raises(SystemExit, match='^0$'):
+        SCRIPTS[script].main(['--help'])
+    return set(re.findall(r'^  (?:-h, )?(--[a-z-]+)', capsys.readouterr().out, re.M))
 
 
 def test_the_table_knows_every_flag_whose_value_is_checked(capsys):
-    flags = set()
-    for script in SCRIPTS.values():
-        with pytest.raises(SystemExit):
-            script.main(['--help'])
-        flags |= set(re.findall(r'--[a-z][a-z0-9-]+', capsys.readouterr().out.split('\n\n')[0]))
+    flags = set.union(*(flags_of(script, capsys) for script in SCRIPTS))
     tried = {flag for _, arguments, _ in BAD_ARGUMENTS for flag in re.findall(r'--[a-z0-9-]+', arguments)}
-    assert CHECKED_BY_ARGPARSE_ALONE < flags and flags - tried <= CHECKED_BY_ARGPARSE_ALONE
+    assert NOT_CHECKED < flags and flags - tried <= NOT_CHECKED
+
+
+SCAFFOLD = {  # the flags that the homework's own scripts have
+    'pruning': '--batch-size --test-batch-size --epochs --lr --no-cuda --seed --log-interval --log --sensitivity',
+    'weight_share': '--load-model-path --save-model-path --no-cuda',
+    'huffman_coding': '--load-model-path --no-cuda --log',
+}
+
+
+@pytest.mark.parametrize('script, at_most', [('pruning', 25), ('weight_share', 20), ('huffman_coding', 9)])
+def test_each_script_has_the_flags_of_the_scaffold_and_few_others(script, at_most, capsys):
+    flags = flags_of(script, capsys)
+    assert set(SCAFFOLD[script].split()) < flags and len(flags) <= at_most
+
+
+# ---- recipes ---------------------------------------------------------------------------------------------------------
+
+def settings(args, names):
+    return {name: getattr(args, name) for name in names}
+
+
+PRUNING_RECIPES = [  # the flags, the recipe that gives the other values
+    ('', 'ranking'), ('--data digits', 'digits'), ('--data=digits', 'digits'), ('--data my-images', 'ranking'),
+    ('--recipe accurate', 'accurate'), ('--recipe=accurate --data digits', 'accurate'), ('--keep 9000', 'ranking'),
+    ('--rates conv1=50', 'paper'), ('--rates=conv1=50 --data digits', 'paper'), ('--sensitivity 1', 'paper'),
+    ('--sensitivity 1 --recipe paper', 'paper'), ('--data digits --keep-units 90', 'digits'),
+]
+
+
+@pytest.mark.parametrize('arguments, recipe', PRUNING_RECIPES)
+def test_the_recipe_of_pruning_follows_from_the_flags_and_gives_the_other_values(arguments, recipe):
+    args = parse_pruning(arguments.split())
+    given = {part.split('=')[0].removeprefix('--').replace('-', '_') for part in arguments.split()}
+    expected = {name: value for name, value in RECIPES[recipe]['pruning'].items() if name not in given}
+    assert args.recipe == recipe and settings(args, expected) == expected
+
+
+SHARING_RECIPES = [  # the flags, the recipe, which of its parts
+    ('', 'ranking', 'sharing'), ('--compact', 'ranking', 'compact'), ('--data digits', 'digits', 'sharing'),
+    ('--data digits --compact', 'digits', 'compact'), ('--recipe accurate', 'accurate', 'sharing'),
+    ('--compact --recipe=accurate --data digits', 'accurate', 'compact'), ('--recipe paper', 'paper', 'sharing')]
+
+
+@pytest.mark.parametrize('arguments, recipe, part', SHARING_RECIPES)
+def test_the_recipe_of_sharing_follows_from_the_flags_and_gives_the_other_values(arguments, recipe, part):
+    args = parse_sharing(arguments.split())
+    assert args.recipe == recipe and settings(args, RECIPES[recipe][part]) == RECIPES[recipe][part]
+    assert args.save_model_path == {'sharing': 'saves/model_after_weight_sharing.ptmodel',
+                                    'compact': 'saves/compact.ptmodel'}[part]
+
+
+def test_flags_come_before_the_values_of_the_recipe():
+    args = parse_pruning(['--epochs', '3', '--recipe', 'paper', '--prune-steps', '2'])
+    assert (args.epochs, args.prune_steps, args.lr, args.optimizer) == (3, 2, 1e-3, 'adam')
+    args = parse_sharing(['--compact', '--bits', '8', '--save-model-path', 'mine.ptmodel'])
+    assert (args.bits, args.fc_bits, args.save_model_path) == (8, 3, 'mine.ptmodel')
+
+
+def test_the_paper_prunes_once_with_the_rates_of_table_4_unless_others_are_given():
+    assert parse_pruning(['--recipe', 'paper']).rates is None
+    args = parse_pruning(['--rates', 'conv1=50,fc2=0.5'])
+    assert (args.rates, args.prune_steps, args.keep) == ({'conv1': 50, 'fc2': 0.5}, 1, None)
+
+
+def test_the_help_shows_the_values_of_the_recipe_that_the_other_flags_choose(capsys):
+    for arguments, shown in [([], '(default: 2300)'), (['--data', 'digits'], '(default: 6000)'),
+                             (['--recipe', 'accurate'], '(default: 97000)')]:
+        with pytest.raises(SystemExit):
+            parse_pruning([*arguments, '--help'])
+        assert f'weights to keep in all {shown}' in ' '.join(capsys.readouterr().out.split())
+
+
+def test_what_a_run_depends_on_are_all_settings_and_flags_but_those_that_only_show_something():
+    depends = arguments_of_run(parse_pruning(['--lr', '0.5', '--log', 'x.txt', '--figures', 'f', '--resume']))
+    assert depends['--lr'] == '0.5' and depends['--prune-lr'] == '0.02' and depends['--recipe'] == 'ranking'
+    assert not {'--log', '--figures', '--resume', '--restart', '--test-batch-size', '--log-interval'} & set(depends)
 
 
 # ---- bad inputs ------------------------------------------------------------------------------------------------------
@@ -185,6 +273,10 @@ def good_model():
     save_model(AlexNet(), 'model.ptmodel')
 
 
+def few_weights():
+    sparse_model('model.ptmodel', 2000)
+
+
 IMAGES, MODEL = '--data images --load-model-path model.ptmodel', '--data digits --load-model-path model.ptmodel'
 BAD_INPUTS = [  # script, what is there, arguments, what the line says
     ('pruning', [good_model, no_images], IMAGES, '^error: images: expected images in train/<class>/ and test/<class>/'),
@@ -194,8 +286,12 @@ BAD_INPUTS = [  # script, what is there, arguments, what the line says
      '^error: images: train/ and test/ must hold the same classes, only one has cat, dog'),
     ('pruning', [good_model], f'{MODEL} --validation 20',
      '^error: --validation must be less than the 20 training images of digits, got 20'),
-    ('pruning', [good_model], f'{MODEL} --keep 99999999',
-     '--keep must be at most the 1360576 weights of the network, got 99999999'),
+    ('pruning', [good_model], f'{MODEL} --recipe ranking --keep 99999999',
+     '^error: --keep must be at most the 1360576 weights of the network, got 99999999$'),
+    ('pruning', [few_weights], f'{MODEL} --recipe ranking',
+     '^error: --keep must be at most the 2000 weights of the network, got 2300, the default of --recipe ranking$'),
+    ('pruning', [], '--data digits --recipe ranking --start-units 200',
+     '^error: --keep-units must be at most the 200 units of the network, got 280, the default of --recipe ranking$'),
     ('weight_share', [], MODEL, '^error: model.ptmodel: no such file, expected a .ptmodel of an AlexNet'),
     ('weight_share', [state_dict], MODEL,
      '^error: model.ptmodel: holds a OrderedDict, expected a whole net.models.AlexNet'),
@@ -207,7 +303,6 @@ BAD_INPUTS = [  # script, what is there, arguments, what the line says
     ('weight_share', [good_model], f'{MODEL} --save-model-path model.ptmodel/x.ptmodel', "model.ptmodel'"),
     ('weight_share', [good_model], f'{MODEL} --save-model-path .', '--save-model-path must be a file, got'),
     ('huffman_coding', [other_classes], MODEL, '^error: the model tells 3 classes apart, the data has 10'),
-    ('huffman_coding', [], '--from-compact x.dcan --save-model-path y', '^error: x.dcan: cannot be read'),
 ]
 
 
@@ -222,7 +317,7 @@ def test_a_bad_input_ends_in_one_line_and_status_1(script, files, arguments, mes
 
 
 def test_a_missing_matplotlib_is_named_with_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(command_line.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     status, line = status_and_line('pruning', [*DIGITS, '--figures', 'figures'], capsys)
     assert status == 2 and '--figures: needs matplotlib, which is not installed: pip install matplotlib' in line
 

@@ -11,7 +11,8 @@ from hostile import RunsCommand
 
 import pruning
 import weight_share
-from net import command_line
+from net import stage
+from net.arguments import arguments_of_run
 from net.batch_norm import batch_normalised
 from net.checkpoint import PATH, Checkpoint
 from net.data import Images
@@ -39,12 +40,16 @@ def pruned():
     return model
 
 
+TRAINING = pruning.Training(epochs=3, lr=1e-3, lr_flag='--lr', weight_decay=1e-4, crop=True,
+                            loss=pruning.loss_of_batch, optimizer='adam', batch_size=6, log_interval=10)
+
+
 def arguments(*argv):
-    return pruning.parse_args(['--batch-size', '7', '--weight-decay', '1e-4', *argv])
+    return pruning.parse_args(['--batch-size', '7', *argv])
 
 
 def make_checkpoint(script, phases, args):
-    return Checkpoint(PATH, script, phases, command_line.arguments_of_run(args), args.resume, args.restart)
+    return Checkpoint(PATH, script, phases, arguments_of_run(args), args.resume, args.restart)
 
 
 def interrupt_after(n_saves, monkeypatch):
@@ -68,8 +73,6 @@ def run_interrupted(run, n_saves, monkeypatch):
     return run(make_checkpoint('test', ['only'], arguments('--resume')))
 
 
-OPTIMIZERS = [['--optimizer', 'adam', '--schedule', 'one-cycle'], ['--optimizer', 'sgd', '--schedule', 'linear']]
-
 CONTEXTS = {
     'live part': lambda model: [live_part(model)],
     'batch norm': lambda model: [live_part(model), batch_normalised(model)],
@@ -80,7 +83,7 @@ CONTEXTS = {
 
 
 @pytest.mark.parametrize('n_saves', [1, 2])
-@pytest.mark.parametrize('optimizer', OPTIMIZERS, ids=' '.join)
+@pytest.mark.parametrize('optimizer', pruning.OPTIMIZERS)
 @pytest.mark.parametrize('contexts', CONTEXTS.values(), ids=CONTEXTS)
 def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, optimizer, n_saves, pruned, images, monkeypatch):
     def run(checkpoint):
@@ -91,7 +94,7 @@ def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, optimizer, n
         with ExitStack() as stack:
             for context in contexts(model):
                 stack.enter_context(context)
-            pruning.fit(model, images, 3, 1e-3, 1e-4, arguments(*optimizer), True, checkpoint)
+            pruning.fit(model, images, TRAINING._replace(optimizer=optimizer), checkpoint)
         assert [entry['epoch'] for entry in checkpoint.history] == [1, 2, 3]
         checkpoint.finish()
         return [param.detach().clone() for param in model.parameters()]
@@ -105,15 +108,16 @@ def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, optimizer, n
     assert not PATH.exists()
 
 
-@pytest.mark.parametrize('batch_norm', ['--batch-norm', '--no-batch-norm'])
+@pytest.mark.parametrize('batch_norm', [False, True])
 @pytest.mark.parametrize('n_saves', [1, 2])
 def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves, batch_norm, pruned, images,
                                                                          monkeypatch):
     def run(checkpoint):
         model = copy.deepcopy(pruned)
         checkpoint.enter('only', model)
-        args = arguments('--keep', '2000', '--prune-steps', '3', batch_norm)
-        pruning.prune_gradually(model, images, args, checkpoint)
+        args = arguments('--keep', '2000', '--prune-steps', '3')
+        args.batch_norm = batch_norm
+        pruning.prune_gradually(model, images, args, TRAINING._replace(epochs=2), checkpoint)
         assert [entry['alive'] for entry in checkpoint.history] == sorted(
             (entry['alive'] for entry in checkpoint.history), reverse=True)
         checkpoint.finish()
@@ -132,7 +136,7 @@ def test_a_run_that_was_past_a_phase_skips_it(pruned, images, monkeypatch):
         checkpoint = make_checkpoint('test', ['first', 'second'], arguments())
         assert checkpoint.enter('first', pruned) and checkpoint.enter('second', pruned)
         with live_part(pruned):
-            pruning.fit(copy.deepcopy(pruned), images, 2, 1e-3, 1e-4, arguments(), False, checkpoint)
+            pruning.fit(copy.deepcopy(pruned), images, TRAINING, checkpoint)
     resumed = make_checkpoint('test', ['first', 'second'], arguments('--resume'))
     model = AlexNet(widths=WIDTHS)
     assert not resumed.enter('first', model)
@@ -143,9 +147,9 @@ def test_the_history_holds_accuracies_only_if_they_are_asked_for(pruned, images)
     checkpoint = make_checkpoint('test', ['only'], arguments())
     checkpoint.enter('only', pruned)
     model = copy.deepcopy(pruned)
-    pruning.fit(model, images, 1, 1e-3, 1e-4, arguments(), False, checkpoint)
+    pruning.fit(model, images, TRAINING._replace(epochs=1), checkpoint)
     checkpoint.accuracy = lambda model: 12.5
-    pruning.fit(model, images, 1, 1e-3, 1e-4, arguments(), False, checkpoint)
+    pruning.fit(model, images, TRAINING._replace(epochs=1), checkpoint)
     assert [entry['accuracy'] for entry in checkpoint.history] == [None, 12.5]
     assert all(entry['phase'] == 'only' and entry['loss'] > 0 and entry['alive'] > 500 for entry in checkpoint.history)
 
@@ -157,7 +161,7 @@ def written(pruned):
     """A checkpoint of an interrupted run of pruning.py, and what is in it."""
     checkpoint = make_checkpoint('pruning.py', pruning.PHASES, arguments())
     checkpoint.enter('pruning', pruned)
-    optimizer = pruning.make_optimizer(pruned, 1e-3, 1e-4, arguments())
+    optimizer = pruning.make_optimizer(pruned, TRAINING)
     checkpoint.save(pruned, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer), 1, 2.5)
     return torch.load(PATH, weights_only=True)
 
@@ -183,7 +187,7 @@ DAMAGES = {
 def test_a_damaged_or_hostile_checkpoint_is_refused_by_name(damage, message, written):
     damage()
     with pytest.raises(SystemExit, match=f'^error: {NAME}: {re.escape(message)}'):
-        command_line.run(lambda: pruning.main(['--batch-size', '7', '--weight-decay', '1e-4', '--resume']))
+        stage.run(lambda: pruning.main(['--batch-size', '7', '--resume']))
     assert not Path('command-ran').exists()
 
 
@@ -208,14 +212,20 @@ def test_a_checkpoint_that_was_tampered_with_is_refused_by_name(change, message,
         model = AlexNet(widths=WIDTHS)
         checkpoint = make_checkpoint('pruning.py', pruning.PHASES, arguments('--resume'))
         checkpoint.enter('pruning', model)
-        optimizer = pruning.make_optimizer(model, 1e-3, 1e-4, arguments())
+        optimizer = pruning.make_optimizer(model, TRAINING)
         checkpoint.restore(model, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer))
 
 
 def test_other_arguments_are_refused_with_both_values(written):
     with pytest.raises(ValueError, match=f'^{NAME}: belongs to a run with --batch-size 7, got 128; --seed 42, got 1$'):
-        make_checkpoint('pruning.py', pruning.PHASES,
-                        pruning.parse_args(['--weight-decay=1e-4', '--seed=1', '--resume']))
+        make_checkpoint('pruning.py', pruning.PHASES, pruning.parse_args(['--seed=1', '--resume']))
+
+
+def test_another_setting_of_the_recipe_is_refused_like_another_argument(written):
+    args = arguments('--resume')
+    args.prune_lr = 0.5
+    with pytest.raises(ValueError, match=f'^{NAME}: belongs to a run with --prune-lr 0.02, got 0.5$'):
+        make_checkpoint('pruning.py', pruning.PHASES, args)
 
 
 def test_another_script_is_refused_with_both_names(written):
@@ -230,12 +240,12 @@ def test_what_does_not_change_the_result_may_be_another(written):
 
 
 @pytest.mark.parametrize('main, message', [
-    (pruning.main, 'pruning.py was interrupted; --resume goes on with it, --restart throws it away'),
-    (weight_share.main, 'pruning.py was interrupted; first run it with --resume or --restart')])
+    (pruning.main, 'a run of pruning.py is unfinished; --resume goes on with it, --restart throws it away'),
+    (weight_share.main, 'a run of pruning.py is unfinished; first run it with --resume or --restart')])
 def test_a_checkpoint_is_not_thrown_away_silently(main, message, written):
     before = PATH.read_bytes()
     with pytest.raises(SystemExit, match=f'^error: {NAME}: {message}$'):
-        command_line.run(lambda: main(['--data', 'digits']))
+        stage.run(lambda: main(['--data', 'digits']))
     assert PATH.read_bytes() == before
 
 
@@ -254,13 +264,13 @@ def test_restart_throws_a_damaged_one_away(written):
 
 
 def test_restart_does_not_throw_another_scripts_run_away(written):
-    with pytest.raises(ValueError, match=f'^{NAME}: pruning.py was interrupted; first run it with --re'):
+    with pytest.raises(ValueError, match=f'^{NAME}: a run of pruning.py is unfinished; first run it with --re'):
         make_checkpoint('weight_share.py', ['training'], weight_share.parse_args(['--restart']))
     assert PATH.exists()
 
 
 def test_the_model_as_a_phase_began_is_written_once_and_goes_with_the_phase(pruned):
-    optimizer = pruning.make_optimizer(pruned, 1e-3, 1e-4, arguments())
+    optimizer = pruning.make_optimizer(pruned, TRAINING)
     state = pruned, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer)
     checkpoint, written = make_checkpoint('pruning.py', pruning.PHASES, arguments()), []
     for phase in 'initial training', 'pruning':
@@ -278,7 +288,7 @@ def test_the_model_as_a_phase_began_is_written_once_and_goes_with_the_phase(prun
 
 def test_nothing_to_resume_is_an_error():
     with pytest.raises(SystemExit, match=f'^error: {NAME}: no such file, so there is nothing to resume'):
-        command_line.run(lambda: pruning.main(['--resume']))
+        stage.run(lambda: pruning.main(['--resume']))
 
 
 @pytest.mark.parametrize('written_yet, message', [
@@ -291,7 +301,7 @@ def test_ctrl_c_says_how_to_go_on(written_yet, message, capsys):
             PATH.touch()
         raise KeyboardInterrupt
     with pytest.raises(SystemExit) as stopped:
-        command_line.run(interrupted, PATH)
+        stage.run(interrupted, PATH)
     assert stopped.value.code == 130 and capsys.readouterr().err == message
 
 
@@ -301,7 +311,7 @@ def test_a_training_on_the_gpu_is_resumed(pruned, images, monkeypatch):
         model = copy.deepcopy(pruned).cuda()
         checkpoint.enter('only', model)
         with live_part(model):
-            pruning.fit(model, images.to('cuda'), 3, 1e-3, 1e-4, arguments(), True, checkpoint)
+            pruning.fit(model, images.to('cuda'), TRAINING, checkpoint)
         checkpoint.finish()
         return model, torch.cuda.get_rng_state()
 

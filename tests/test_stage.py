@@ -1,0 +1,313 @@
+"""How a script begins and ends: other images, failed trainings, Ctrl-C, bugs, two runs in one folder."""
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import small
+import torch
+from scripts import DIGITS, ROOT, error_of, start
+from small import sparse_model
+from test_data import make_folder
+
+import huffman_coding
+import pruning
+import weight_share
+from net import data, stage
+from net.arguments import RECIPES
+from net.checkpoint import PATH, Checkpoint
+from net.errors import UserError
+from net.files import one_run_per_folder
+from net.models import DENSE, PRUNED, SHARED, AlexNet, load_model, save_model
+from net.stage import already_written, duration, peak_memory
+
+RANKING = [*DIGITS, '--recipe', 'ranking']  # the recipe for digits holds out more images than there are
+
+pytestmark = pytest.mark.usefixtures('small_runs')
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('error', [UserError('what is wrong'), OSError('what is wrong'),
+                                   torch.OutOfMemoryError('what is wrong')])
+def test_what_the_user_can_put_right_is_one_line(error):
+    def fails():
+        raise error
+    with pytest.raises(SystemExit, match='^error: what is wrong$'):
+        stage.run(fails)
+
+
+@pytest.mark.parametrize('bug', [lambda: int('x'), lambda: torch.zeros(2).reshape(3), lambda: [][1], lambda: 1 / 0])
+def test_a_bug_keeps_its_traceback(bug):
+    """Also one that raises a ValueError, of which the errors for the user are a kind."""
+    with pytest.raises((ValueError, RuntimeError, IndexError, ZeroDivisionError)):
+        stage.run(bug)
+
+
+@pytest.mark.parametrize('main', [pruning.main, weight_share.main, huffman_coding.main])
+def test_an_empty_argument_is_refused_in_one_line(main, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        main([''])
+    assert capsys.readouterr().err.startswith('error: unrecognized arguments: ')
+
+
+# ---- the images that a model was trained on --------------------------------------------------------------------------
+
+@pytest.fixture
+def trained_on_digits():
+    """A folder in which the first two scripts have run on digits, as far as the third one can see."""
+    model, digits = AlexNet(), data.load_images('digits')
+    model.prune_to_budget(5000)
+    for path in PRUNED, SHARED:
+        stage.save(model, path, digits, 'digits')
+    Path('encodings').mkdir()
+    make_folder('pets')
+
+
+def tree():
+    return {path: path.read_bytes() for path in Path().rglob('*') if path.is_file() and path.name != '.lock'}
+
+
+TRAINED_ON = 'was trained with --data digits, of classes 0, 1, 2, ..., got --data pets, of classes cat, dog, ...'
+
+
+@pytest.mark.parametrize('script, path', [(weight_share, PRUNED), (huffman_coding, SHARED)])
+def test_other_images_than_a_model_was_trained_on_are_refused_and_nothing_is_overwritten(script, path,
+                                                                                         trained_on_digits):
+    before = tree()
+    assert error_of(script.main, ['--data', 'pets', '--no-cuda']) == f'{path}: {TRAINED_ON}'
+    assert tree() == before
+
+
+def test_pruning_of_a_loaded_model_refuses_other_images_as_well(trained_on_digits):
+    before = tree()
+    assert error_of(pruning.main, ['--data', 'pets', '--no-cuda', '--load-model-path', PRUNED]) == (
+        f'{PRUNED}: {TRAINED_ON}')
+    assert tree() == before
+
+
+def test_the_scripts_note_which_images_each_model_was_trained_on(capsys):
+    pruning.main([*RANKING, '--epochs', '1', '--keep', '20000', '--prune-steps', '1', '--retrain-epochs', '1'])
+    weight_share.main([*DIGITS, '--epochs', '0', '--save-model-path', 'mine/shared.ptmodel'])
+    expected = {'data': 'digits', 'classes': list('0123456789')}
+    assert json.loads(Path('saves/images.json').read_text(encoding='utf-8')) == {
+        'initial_model.ptmodel': expected, 'model_after_retraining.ptmodel': expected}
+    assert json.loads(Path('mine/images.json').read_text(encoding='utf-8')) == {'shared.ptmodel': expected}
+
+
+@pytest.mark.parametrize('note', [None, '{}', 'no JSON', '{"model.ptmodel": '])
+def test_a_model_from_elsewhere_which_has_no_note_is_taken(note):
+    save_model(AlexNet(2), 'model.ptmodel')
+    make_folder('pets')
+    if note is not None:
+        Path('images.json').write_text(note, encoding='utf-8')
+    stage.check_images('model.ptmodel', data.load_images('pets'), 'pets')
+
+
+@pytest.mark.parametrize('script, arguments', [
+    (pruning, [*RANKING, '--epochs', '2', '--dense-only']),
+    (weight_share, [*DIGITS, '--epochs', '2', '--load-model-path', 'sparse.ptmodel'])])
+def test_a_run_is_not_resumed_on_other_images(script, arguments, monkeypatch):
+    sparse_model('sparse.ptmodel')
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        save = Checkpoint.save
+        patch.setattr(Checkpoint, 'save', lambda *args: save(*args) or (_ for _ in ()).throw(KeyboardInterrupt))
+        script.main(arguments)
+    before = PATH.read_bytes()
+    digits = data.load_images('digits')
+    for others in digits._replace(labels=digits.labels.flip(0)), digits.split(3)[0]:  # renamed, or removed
+        with monkeypatch.context() as patch:
+            patch.setattr(data, '_load_digits', lambda train, others=others: others)
+            assert error_of(script.main, [*arguments, '--resume']) == (
+                f'{PATH}: belongs to a run on {digits.fingerprint()}, got {others.fingerprint()}; '
+                '--restart throws it away')
+    assert PATH.read_bytes() == before
+    script.main([*arguments, '--resume'])
+    assert not PATH.exists()
+
+
+# ---- trainings that fail ---------------------------------------------------------------------------------------------
+
+AGAIN = f' (without the first training again: --load-model-path {DENSE} --restart)'
+FAILING = {  # phase -> arguments, setting of the recipe, the epoch, what to lower, the way on
+    'initial training': (['--lr', '1e30'], {}, 'Epoch 2/2', '--lr', ''),
+    'pruning': ([], {'prune_lr': 1e14}, 'Pruning step 2/3', 'prune_lr of the recipe', AGAIN),
+    'retraining': (['--retrain-lr', '1e30'], {}, 'Epoch 2/2', '--retrain-lr', AGAIN),
+}
+
+
+@pytest.mark.parametrize('phase', FAILING)
+def test_a_loss_that_is_not_finite_ends_pruning_with_the_checkpoint_of_the_last_good_epoch(phase, monkeypatch):
+    arguments, changes, epoch, lr, way_on = FAILING[phase]
+    for name, value in changes.items():
+        monkeypatch.setitem(RECIPES['ranking']['pruning'], name, value)
+    Path('saves').mkdir()
+    Path(PRUNED).write_text('of the run before', encoding='utf-8')
+    command = [*RANKING, '--epochs', '2', '--keep', '20000', '--prune-steps', '3', '--retrain-epochs', '2', *arguments]
+    assert error_of(pruning.main, command) == (
+        f'{epoch}, step 1: the loss is no longer finite, the training has failed: start again with a lower {lr} and '
+        f'--restart{way_on}')
+    assert Path(DENSE).exists() == (phase != 'initial training')
+    assert Path(PRUNED).read_text(encoding='utf-8') == 'of the run before'
+    checkpoint = torch.load(PATH, weights_only=True)
+    assert (checkpoint['phase'], checkpoint['epoch']) == (phase, 1)
+    assert all(value.isfinite().all() for value in checkpoint['model'].values())
+    assert error_of(pruning.main, RANKING) == (
+        f'{PATH}: a run of pruning.py is unfinished; --resume goes on with it, --restart throws it away')
+
+
+def test_a_loss_that_is_not_finite_ends_weight_sharing_and_the_old_model_stays():
+    sparse_model(PRUNED)
+    Path(SHARED).write_text('of the run before', encoding='utf-8')
+    assert error_of(weight_share.main, [*DIGITS, '--epochs', '2', '--lr', '1e30']) == (
+        'Epoch 2/2, step 1: the loss is no longer finite, the training has failed: start again with a lower --lr and '
+        '--restart')
+    assert Path(SHARED).read_text(encoding='utf-8') == 'of the run before'
+    assert torch.load(PATH, weights_only=True)['epoch'] == 1
+    assert error_of(weight_share.main, DIGITS) == (
+        f'{PATH}: a run of weight_share.py is unfinished; --resume goes on with it, --restart throws it away')
+
+
+@pytest.mark.parametrize('arguments', ['--recipe ranking --keep 8 --prune-steps 2', '--sensitivity 30'])
+def test_a_pruning_that_leaves_no_path_says_how_to_go_on_without_the_first_training(arguments, capsys):
+    error = error_of(pruning.main, [*DIGITS, '--epochs', '1', *arguments.split()])
+    assert error == f'no path is left from the images to the outputs: keep more weights{AGAIN}'
+    capsys.readouterr()
+    way_on = AGAIN.split(': ')[1].removesuffix(')').split()
+    pruning.main([*RANKING, '--keep', '20000', '--prune-steps', '1', '--retrain-epochs', '1', *way_on])
+    assert 'Initial training' not in capsys.readouterr().out and isinstance(load_model(PRUNED), AlexNet)
+
+
+# ---- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+def interrupted(main, arguments, capsys):
+    """The line that a run ends with, which Ctrl-C comes to."""
+    with pytest.raises(SystemExit) as stopped:
+        stage.run(lambda: main(arguments), PATH if main is not huffman_coding.main else None)
+    assert stopped.value.code == 130
+    return capsys.readouterr().err
+
+
+def ctrl_c_at(key, monkeypatch):
+    """Let Ctrl-C come while the accuracy under this key is measured."""
+    report = stage.report
+
+    def interrupted_report(name, *args, **kwargs):
+        if name == key:
+            raise KeyboardInterrupt
+        return report(name, *args, **kwargs)
+    monkeypatch.setattr(stage, 'report', interrupted_report)
+
+
+PRUNING = [*RANKING, '--load-model-path', 'sparse.ptmodel', '--keep', '4000', '--prune-steps', '1',
+           '--retrain-epochs', '1']
+
+
+def test_ctrl_c_at_the_last_accuracy_of_pruning_can_be_resumed(monkeypatch, capsys):
+    sparse_model('sparse.ptmodel')
+    with monkeypatch.context() as patch:
+        ctrl_c_at('accuracy_after_retraining', patch)
+        assert interrupted(pruning.main, PRUNING, capsys) == (
+            f'interrupted: the same command with --resume goes on from {PATH}\n')
+    saved = Path('saves/model_after_retraining.ptmodel').read_bytes()
+    pruning.main([*PRUNING, '--resume'])
+    assert Path('saves/model_after_retraining.ptmodel').read_bytes() == saved and not PATH.exists()
+    assert 'accuracy_after_retraining' in Path('log.txt').read_text(encoding='utf-8')
+
+
+def test_the_last_accuracy_is_in_the_log_before_the_checkpoint_goes(monkeypatch):
+    sparse_model('sparse.ptmodel')
+    logged = []
+    monkeypatch.setattr(Checkpoint, 'finish', lambda self: logged.append(
+        Path('log.txt').exists() and 'accuracy_after_retraining' in Path('log.txt').read_text(encoding='utf-8')))
+    pruning.main(PRUNING)
+    assert logged[-1]
+
+
+def test_ctrl_c_after_weight_sharing_says_that_the_model_is_there(monkeypatch, capsys):
+    sparse_model('saves/model_after_retraining.ptmodel')
+    ctrl_c_at('Accuracy_after_quantization', monkeypatch)
+    assert interrupted(weight_share.main, [*DIGITS, '--epochs', '0'], capsys) == (
+        'interrupted: already written: saves/model_after_weight_sharing.ptmodel\n')
+
+
+def test_ctrl_c_after_encoding_says_that_the_files_are_there(monkeypatch, capsys):
+    sparse_model('saves/model_after_weight_sharing.ptmodel')
+    ctrl_c_at('Accuracy_after_decoding', monkeypatch)
+    assert interrupted(huffman_coding.main, DIGITS, capsys) == 'interrupted: already written: encodings/\n'
+
+
+def test_ctrl_c_before_that_says_that_there_is_nothing_to_resume(monkeypatch, capsys):
+    sparse_model('saves/model_after_weight_sharing.ptmodel')
+    ctrl_c_at('Accuracy_before_encoding', monkeypatch)
+    assert interrupted(huffman_coding.main, DIGITS, capsys) == 'interrupted: there is nothing to resume\n'
+
+
+def test_the_way_on_after_a_restart_names_what_resume_stands_in_for(monkeypatch, capsys):
+    PATH.parent.mkdir()
+    PATH.touch()
+    monkeypatch.setattr(sys, 'argv', ['pruning.py', '--restart'])
+
+    def main(arguments):
+        raise KeyboardInterrupt
+    assert interrupted(main, [], capsys) == (
+        f'interrupted: the same command with --resume in place of --restart goes on from {PATH}\n')
+
+
+def test_several_files_may_be_there():
+    with pytest.raises(KeyboardInterrupt, match='^already written: a, b$'), already_written('a', Path('b')):
+        raise KeyboardInterrupt
+
+
+# ---- two runs in one folder ------------------------------------------------------------------------------------------
+
+BUSY = 'another run is at work in {}: let it end, or start this one in another folder'
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='has no SIGKILL')
+def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_gone():
+    sparse_model('sparse.ptmodel')
+    script = small.__file__, pruning.__file__  # on a small network
+    first = start(*script, *PRUNING, '--retrain-epochs', '100000', PYTHONPATH=str(ROOT))
+    while not first.stdout.readline().startswith('Epoch 2/'):
+        pass  # the checkpoint of the first one is there
+    second = start(*script, *PRUNING, '--restart', PYTHONPATH=str(ROOT))
+    error = second.communicate()[1]
+    assert (second.returncode, error) == (1, f'error: {BUSY.format(Path().absolute())}\n')
+    for main in weight_share.main, huffman_coding.main:
+        with pytest.raises(UserError, match='^another run is at work in '):
+            main(DIGITS)
+    assert PATH.exists()
+    first.kill()
+    first.communicate()
+    with one_run_per_folder():  # the lock has gone with the process
+        pass
+
+
+def test_the_lock_goes_with_the_run_whatever_its_end():
+    for error in UserError, KeyboardInterrupt:
+        with pytest.raises(error), one_run_per_folder():
+            raise error
+    with one_run_per_folder():
+        pass
+
+
+def test_a_folder_that_no_lock_can_be_written_to_is_named():
+    Path('.lock').mkdir()
+    with pytest.raises(OSError, match='^.lock: cannot be written'), one_run_per_folder():
+        pass
+
+
+# ---- time and memory -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('seconds, text', [(0.4, '0 s'), (59.4, '59 s'), (59.6, '1 min 0 s'), (3723, '62 min 3 s')])
+def test_durations_are_told_in_minutes_and_seconds(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='has no resource usage to ask for')
+def test_the_peak_memory_is_that_of_the_process():
+    gigabytes = float(peak_memory().split()[0])
+    assert 0.1 < gigabytes < 100
+    big = torch.zeros(int(gigabytes * 1e9 / 4) + 10 ** 8)  # 0.4 GB more than ever before
+    assert float(peak_memory().split()[0]) > gigabytes + 0.1 and len(big)
