@@ -5,9 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small import WIDTHS
-from torch import nn
 
-from net.batch_norm import BatchNorm, batch_normalised
+from net.batch_norm import batch_normalised
 from net.models import AlexNet
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)  # rounding adds up over layers
@@ -31,20 +30,12 @@ def step(model, optimizer, pixels):
     optimizer.step()
 
 
-@pytest.mark.parametrize('shape, reference', [((8, 3), nn.BatchNorm1d), ((8, 3, 4, 5), nn.BatchNorm2d)])
-def test_it_normalises_as_pytorch_does(shape, reference):
-    ours, theirs = BatchNorm(3), reference(3)
-    for x in torch.randn(3, *shape):
-        assert_close(ours(x), theirs(x))
-    ours.eval()
-    theirs.eval()
-    assert_close(ours(x), theirs(x))  # PyTorch's averages: of unbiased variances
-
-
-def test_a_batch_of_one_image_which_has_no_variance_is_normalised_with_the_averages():
-    norm, x = BatchNorm(3), torch.tensor([[1., 2., 3.]])
-    assert_close(norm(x), x / (1 + 1e-5) ** 0.5)
-    assert norm.mean.tolist() == [0, 0, 0]
+def test_one_image_which_has_no_variance_is_normalised_with_the_averages(model, pixels):
+    with batch_normalised(model, pixels):
+        averages = [norm.running_mean.clone() for norm in model.norms]
+        trained = model.train()(pixels[:1])
+        assert_close(trained, model.eval()(pixels[:1]))
+        assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(model.norms, averages, strict=True))
 
 
 def test_entering_and_leaving_change_no_output(model, pixels):
@@ -75,7 +66,7 @@ def test_without_images_each_channel_begins_with_mean_0_and_deviation_1(model, p
         model(pixels)
     variance, mean = torch.var_mean(seen[0], (0, 2, 3), correction=0)
     assert_close(mean, torch.zeros_like(mean))
-    torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-3, atol=0)  # EPS
+    torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-3, atol=0)  # eps
 
 
 def test_the_last_layer_is_not_normalised(model):
@@ -114,6 +105,14 @@ def test_an_optimizer_gets_the_new_parameters_and_forgets_the_old_ones(model, pi
         step(model, optimizer, pixels)
         assert not torch.equal(model.norms[0].weight, before) and optimizer.state
     assert len(optimizer.param_groups) == 1 and not optimizer.state
+
+
+def test_a_layer_without_biases_to_fold_into_is_named(model, pixels):
+    model.conv3.bias = None
+    with pytest.raises(ValueError, match='^batch normalisation becomes part of the biases, conv3 has none$'):
+        with batch_normalised(model, pixels):
+            pass
+    assert not hasattr(model, 'norms') and not any(layer._forward_hooks for layer in model.modules())
 
 
 def test_an_interruption_leaves_the_network_without_norms(model, pixels):

@@ -20,6 +20,7 @@ from net.files import save_archive
 from net.live import live_part, remove_dead_weights
 from net.models import AlexNet
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
+from net.training import OPTIMIZERS, Training, loss_of_batch, make_optimizer
 
 NAME = re.escape(str(PATH))
 WIDTHS = (16,) * 7  # units: the size does not matter here
@@ -40,8 +41,8 @@ def pruned():
     return model
 
 
-TRAINING = pruning.Training(epochs=3, lr=1e-3, lr_flag='--lr', weight_decay=1e-4, crop=True,
-                            loss=pruning.loss_of_batch, optimizer='adam', batch_size=6, log_interval=10)
+TRAINING = Training(epochs=3, lr=1e-3, lr_flag='--lr', weight_decay=1e-4, crop=True, loss=loss_of_batch,
+                    optimizer='adam', batch_size=6, log_interval=10)
 
 
 def arguments(*argv):
@@ -83,7 +84,7 @@ CONTEXTS = {
 
 
 @pytest.mark.parametrize('n_saves', [1, 2])
-@pytest.mark.parametrize('optimizer', pruning.OPTIMIZERS)
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.parametrize('contexts', CONTEXTS.values(), ids=CONTEXTS)
 def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, optimizer, n_saves, pruned, images, monkeypatch):
     def run(checkpoint):
@@ -116,8 +117,7 @@ def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves
         model = copy.deepcopy(pruned)
         checkpoint.enter('only', model)
         args = arguments('--keep', '2000', '--prune-steps', '3')
-        args.batch_norm = batch_norm
-        pruning.prune_gradually(model, images, args, TRAINING._replace(epochs=2), checkpoint)
+        pruning.prune_gradually(model, images, args, TRAINING._replace(epochs=2, batch_norm=batch_norm), checkpoint)
         assert [entry['alive'] for entry in checkpoint.history] == sorted(
             (entry['alive'] for entry in checkpoint.history), reverse=True)
         checkpoint.finish()
@@ -161,7 +161,7 @@ def written(pruned):
     """A checkpoint of an interrupted run of pruning.py, and what is in it."""
     checkpoint = make_checkpoint('pruning.py', pruning.PHASES, arguments())
     checkpoint.enter('pruning', pruned)
-    optimizer = pruning.make_optimizer(pruned, TRAINING)
+    optimizer = make_optimizer(pruned, TRAINING)
     checkpoint.save(pruned, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer), 1, 2.5)
     return torch.load(PATH, weights_only=True)
 
@@ -197,7 +197,6 @@ CHANGES = {  # how each changes what is stored, in place
     'field of another type': (lambda stored: stored.update(epoch='many'), 'not a checkpoint of these scripts'),
     'unknown phase': (lambda stored: stored.update(phase='waiting'),
                       'phase must be one of initial training, pruning, retraining, got waiting'),
-    'another start': (lambda stored: stored.update(start_id='0'), f'does not belong to {PATH}'),
     'other shapes': (lambda stored: stored['model'].update({'fc3.bias': torch.zeros(3)}), 'does not fit this run'),
     'random state': (lambda stored: stored.update(random=(torch.zeros(3), [])), 'does not fit this run'),
     'no optimizer': (lambda stored: stored.update(optimizer={}), 'does not fit this run'),
@@ -212,8 +211,23 @@ def test_a_checkpoint_that_was_tampered_with_is_refused_by_name(change, message,
         model = AlexNet(widths=WIDTHS)
         checkpoint = make_checkpoint('pruning.py', pruning.PHASES, arguments('--resume'))
         checkpoint.enter('pruning', model)
-        optimizer = pruning.make_optimizer(model, TRAINING)
+        optimizer = make_optimizer(model, TRAINING)
         checkpoint.restore(model, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer))
+
+
+STARTS = {'missing': (None, f'no such file, but {PATH} needs it; --restart throws the run away'),
+          'no model': ([1, 2], 'does not fit this run'),
+          'other shapes': ({'fc3.bias': torch.zeros(3)}, 'does not fit this run'),
+          'a command': (RunsCommand(), 'refused, no checkpoint or more than that in it')}
+
+
+@pytest.mark.parametrize('content, message', STARTS.values(), ids=STARTS)
+def test_a_model_as_the_phase_began_that_is_none_is_refused_by_name(content, message, written):
+    start = Path('saves/checkpoint_start_pruning.pt')
+    start.unlink() if content is None else save_archive(content, start)
+    with pytest.raises(ValueError, match=f'^{re.escape(str(start))}: {re.escape(message)}'):
+        make_checkpoint('pruning.py', pruning.PHASES, arguments('--resume')).enter('pruning', AlexNet(widths=WIDTHS))
+    assert not Path('command-ran').exists()
 
 
 def test_other_arguments_are_refused_with_both_values(written):
@@ -270,7 +284,7 @@ def test_restart_does_not_throw_another_scripts_run_away(written):
 
 
 def test_the_model_as_a_phase_began_is_written_once_and_goes_with_the_phase(pruned):
-    optimizer = pruning.make_optimizer(pruned, TRAINING)
+    optimizer = make_optimizer(pruned, TRAINING)
     state = pruned, optimizer, torch.optim.lr_scheduler.LinearLR(optimizer)
     checkpoint, written = make_checkpoint('pruning.py', pruning.PHASES, arguments()), []
     for phase in 'initial training', 'pruning':

@@ -69,6 +69,16 @@ def test_the_network_is_shown_before_and_after_pruning(drawn):
     assert (units.get_xlabel(), weights.get_xlabel()) == ('units (logarithmic)', 'weights (logarithmic)')
 
 
+def test_the_sizes_of_a_layer_are_its_units_and_weights_whole_and_left():
+    model = AlexNet(widths=[5, 4, 3, 4, 5, 6, 7])
+    model.conv2.weight.data[2:] = 0
+    model.conv3.weight.data[:, 1:] = 0  # reads one unit of conv2
+    sizes = figures.layer_sizes(model)
+    assert list(sizes) == LAYERS
+    assert sizes['conv2'] == figures.LayerSize(units=4, units_left=1, weights=4 * 5 * 25, weights_left=2 * 5 * 25)
+    assert sizes['fc3'] == figures.LayerSize(units=10, units_left=10, weights=70, weights_left=70)
+
+
 def shared_layer(n):
     """Weights around two centroids, -1 and 1, of which training moves the second one to 2."""
     clustered = np.where(np.arange(n) % 3 == 0, 1, -1).astype(np.float32)
@@ -93,24 +103,17 @@ def test_weights_that_hardly_differ_have_a_histogram(drawn):
     assert sum(bar.get_height() for bar in drawn['centroids'].axes[0].patches) == 2
 
 
-def test_weights_per_centroid_and_the_quantisation_error_are_counted(drawn):
-    layers = {name: shared_layer(12) for name in LAYERS}
-    layers['fc3'] = figures.SharedLayer(*[np.empty(0, np.float32)] * 3)  # nothing is left
-    figures.draw_sharing(layers, 'figures')
-    *panels, errors = drawn['sharing'].axes
-    assert [bar.get_height() for bar in panels[0].patches] == [8, 4] and len(panels[7].patches) == 0
-    # Weights of 1.5 became 1: a third is missing. Afterwards four of twelve are 2, so these are off by a third as well.
-    np.testing.assert_allclose([bar.get_height() for bar in errors.patches], ([100 / 3] * 7 + [0]) * 2, rtol=1e-5)
-    assert 'RMS error' in errors.get_ylabel() and [text.get_text() for text in errors.get_xticklabels()] == LAYERS
-
-
 STREAMS = [Stream('conv1.weight', 'data', np.array([6, 2]), np.array([1, 1]), 10, 2),
            Stream('conv1.weight', 'length', np.array([4, 2, 2]), np.array([1, 2, 2]), 14, 3),
            Stream('fc1.weight', 'indices', np.array([], int), np.array([], int), 1, 1)]
 
 
+def draw_bytes(folder):
+    return figures.draw_bytes(STREAMS, {'conv1': 8, 'fc1': 16}, {'conv1': 4000, 'fc1': 80000}, folder)
+
+
 def test_the_bytes_of_each_layer_are_stacked_beside_the_original_ones(drawn):
-    figures.draw_bytes(STREAMS, {'conv1': 8, 'fc1': 16}, {'conv1': 4000, 'fc1': 80000}, 'figures')
+    draw_bytes('figures')
     before, after = drawn['bytes'].axes
     assert [bar.get_width() for bar in before.patches] == [0.004, 0.08]
     widths = np.reshape([bar.get_width() for bar in after.patches], (6, 2))  # parts, layers
@@ -121,21 +124,10 @@ def test_the_bytes_of_each_layer_are_stacked_beside_the_original_ones(drawn):
     assert [text.get_text().strip() for text in after.texts] == ['0.0 kB', '0.0 kB']
 
 
-def test_each_symbol_is_a_point_beside_the_entropy_bound(drawn):
-    figures.draw_code_lengths(STREAMS, 'figures')
-    axes, = drawn['code_lengths'].axes
-    data, indices, indptr, length, ideal = axes.lines
-    assert (data.get_xdata().tolist(), data.get_ydata().tolist()) == ([0.75, 0.25], [1, 1])
-    assert (length.get_xdata().tolist(), length.get_ydata().tolist()) == ([0.5, 0.25, 0.25], [1, 2, 2])
-    assert len(indices.get_xdata()) == len(indptr.get_xdata()) == 0
-    np.testing.assert_allclose(ideal.get_ydata(), -np.log2(ideal.get_xdata()))
-    assert labels(axes) == ('frequency of the symbol in its stream', 'length of its code word (bits)')
-
-
 def test_a_figure_is_written_as_png_in_one_piece(capsys):
-    assert figures.draw_code_lengths(STREAMS, 'new/folder') == Path('new/folder/code_lengths.png')
-    assert Path('new/folder/code_lengths.png').read_bytes()[:4] == b'\x89PNG'
-    assert [path.name for path in Path('new/folder').iterdir()] == ['code_lengths.png']
+    assert draw_bytes('new/folder') == Path('new/folder/bytes.png')
+    assert Path('new/folder/bytes.png').read_bytes()[:4] == b'\x89PNG'
+    assert [path.name for path in Path('new/folder').iterdir()] == ['bytes.png']
     assert capsys.readouterr().out == ''
 
 
@@ -143,11 +135,11 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(monkeypatch):
     def disk_full(file):
         raise OSError(28, 'No space left on device')
 
-    Path('code_lengths.png').write_text('old', encoding='utf-8')
+    Path('bytes.png').write_text('old', encoding='utf-8')
     monkeypatch.setattr(os, 'fsync', disk_full)
-    with pytest.raises(OSError, match='^code_lengths.png: cannot be written .No space left on device.$'):
-        figures.draw_code_lengths(STREAMS, '.')
-    assert os.listdir() == ['code_lengths.png'] and Path('code_lengths.png').read_text(encoding='utf-8') == 'old'
+    with pytest.raises(OSError, match='^bytes.png: cannot be written .No space left on device.$'):
+        draw_bytes('.')
+    assert os.listdir() == ['bytes.png'] and Path('bytes.png').read_text(encoding='utf-8') == 'old'
 
 
 @pytest.mark.slow
@@ -159,20 +151,19 @@ def test_the_scripts_draw_all_figures(small_runs):
     weight_share.main([*digits, '--epochs', '1', '--validation', '5'])
     huffman_coding.main(digits)
     assert sorted(path.name for path in Path('figures').iterdir()) == [
-        'bytes.png', 'centroids.png', 'code_lengths.png', 'history.png', 'network.png', 'sensitivity.png',
-        'sharing.png']
+        'bytes.png', 'centroids.png', 'history.png', 'network.png', 'sensitivity.png']
     assert all(path.read_bytes()[:4] == b'\x89PNG' for path in Path('figures').iterdir())
 
 
 def test_a_scan_prunes_one_layer_at_a_time_and_leaves_the_model_as_it_was(small_runs):
     model, seen = AlexNet(), []
     before = [param.clone() for param in model.parameters()]
-    scan = pruning.sensitivity_scan(model, lambda model: seen.append(
+    scan = figures.sensitivity_scan(model, lambda model: seen.append(
         [int(torch.count_nonzero(layer.weight)) / layer.weight.numel() for _, layer in model.layers()]) or len(seen))
-    percents = [100, *pruning.SCANNED_PERCENTS]
+    percents = [100, *figures.SCANNED_PERCENTS]
     assert list(scan) == LAYERS and all(list(accuracies) == percents for accuracies in scan.values())
     expected = [[1.] * 8] + [[1.] * layer + [percent / 100] + [1.] * (7 - layer)
-                             for layer in range(8) for percent in pruning.SCANNED_PERCENTS]
+                             for layer in range(8) for percent in figures.SCANNED_PERCENTS]
     for kept, wanted in zip(seen, expected, strict=True):
         assert kept == pytest.approx(wanted, rel=1e-3)
     assert scan['conv1'][100] == scan['fc3'][100] == 1 and scan['fc3'][percents[-1]] == len(seen)

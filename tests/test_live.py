@@ -18,13 +18,15 @@ from net.quantization import codebooks_as_parameters
 
 
 class Chain(PruningModule):
-    """Layers with ReLU in between, each of them given by its weight (out, in) and bias (out,)."""
+    """Layers with ReLU in between, each of them given by its weight (out, in) and bias (out,), which may be None."""
 
     def __init__(self, *layers):
         super().__init__()
         for i, (weight, bias) in enumerate(layers):
-            layer = nn.Linear(len(weight[0]), len(weight))
-            layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(bias)
+            layer = nn.Linear(len(weight[0]), len(weight), bias is not None)
+            layer.weight.data = torch.tensor(weight)
+            if bias is not None:
+                layer.bias.data = torch.tensor(bias)
             self.add_module(f'fc{i}', layer)
 
     def forward(self, x):
@@ -119,6 +121,20 @@ def test_a_constant_before_a_convolution_can_be_dropped():
     assert counts(model) == [0, 0, 0, 1]
 
 
+def test_units_without_biases_that_receive_nothing_or_are_not_read_are_dead():
+    model = Chain(([[1., 2.], [3., 4.], [0., 0.]], None), ([[7., 0., 5.]], None))
+    remove_dead_weights(model)
+    assert model.fc0.weight.tolist() == [[1, 2], [0, 0], [0, 0]] and model.fc1.weight.tolist() == [[7, 0, 0]]
+
+
+def test_a_constant_that_no_bias_can_take_stays_unless_it_is_dropped():
+    model = Chain(([[0.], [1.]], [2., 0.5]), ([[3., 4.]], None))
+    remove_dead_weights(model)
+    assert model.fc0.bias.tolist() == [2, 0.5] and model.fc1.weight.tolist() == [[3, 4]]
+    remove_dead_weights(model, drop_constants=True)
+    assert model.fc0.bias.tolist() == [0, 0.5] and model.fc1.weight.tolist() == [[0, 4]]
+
+
 @pytest.mark.parametrize('seed', range(3))
 def test_removing_unused_units_leaves_the_outputs_exactly_equal(seed):
     model = sparse_alexnet(seed)
@@ -186,6 +202,20 @@ def test_units_are_sorted_by_their_first_weight_and_dead_ones_come_last():
     assert model.fc0.weight.tolist() == [[2, 3], [0, 1], [0, 0], [4, 0]]  # the last one is not read
     assert model.fc0.bias.tolist() == [2, 1, 3, 4]
     assert model.fc1.weight.tolist() == [[6, 5, 7, 0]] and model.fc1.bias.tolist() == [8]
+
+
+def test_units_without_biases_are_sorted_trained_alone_and_put_back():
+    model = Chain(([[0., 1.], [2., 3.], [0., 0.]], None), ([[5., 6., 0.]], None))
+    x = torch.tensor([[1., 10.]])
+    sort_units(model)
+    assert model.fc0.weight.tolist() == [[2, 3], [0, 1], [0, 0]] and model.fc1.weight.tolist() == [[6, 5, 0]]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    with live_part(model, optimizer):
+        assert model.fc0.weight.shape == (2, 2) and model(x).tolist() == [[6 * 32 + 5 * 10]]
+        model(x).sum().backward()
+        optimizer.step()
+    assert model.fc0.weight.tolist() == [[2 - 0.5 * 6, 3 - 0.5 * 60], [0 - 0.5 * 5, 1 - 0.5 * 50], [0, 0]]
+    assert model.fc1.weight.tolist() == [[6 - 0.5 * 32, 5 - 0.5 * 10, 0]]
 
 
 def test_the_first_place_of_a_kernel_comes_first_whatever_the_input():

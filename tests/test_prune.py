@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from net import prune
 from net.live import live_part, live_units
 from net.models import AlexNet
-from net.prune import PruningModule, amount_to_keep, count_threshold, number_to_keep, percentile_threshold
+from net.prune import PruningModule, amount_to_keep, count_threshold, number_to_keep
 
 
 class TinyNet(PruningModule):
@@ -55,6 +57,19 @@ def test_the_threshold_of_std_pruning_is_s_population_deviations_of_conv_and_fc_
     assert net.fc1.weight.equal(torch.tensor([[0., 0., 0.3, -0.4], [0., 0., 0., 0.8]]))  # std 0.36
 
 
+@pytest.mark.parametrize('s', [0, 0.25, 1, 2.5])
+def test_std_thresholds_agree_with_numpy(s, capsys):
+    net = TinyNet()
+    net.conv1, net.fc1 = nn.Conv2d(7, 5, 3), nn.Linear(100, 77)
+    weights = {name: layer.weight.detach().numpy().astype(np.float64) for name, layer in net.layers()}
+    net.prune_by_std(s)
+    lines = capsys.readouterr().out.splitlines()
+    for (name, layer), line in zip(net.layers(), lines, strict=True):
+        threshold = s * np.std(weights[name])
+        assert line == f'Pruning with threshold : {threshold:.4f} for layer {name}'
+        assert np.array_equal(layer.weight.detach().numpy() != 0, np.abs(weights[name]) >= threshold)
+
+
 @pytest.mark.parametrize('percent, kept', [
     (100, [1, -2, 3, -4, 5, -6, 7, -8]),
     (50, [0, 0, 0, 0, 5, -6, 7, -8]),
@@ -93,14 +108,6 @@ def test_percentile_thresholds_agree_with_numpy(percent):
     threshold = np.percentile(np.abs(weights), 100 - percent)
     net.prune_by_percentile({'fc1': percent})
     assert np.array_equal(net.fc1.weight.detach().numpy() != 0, np.abs(weights) >= threshold)
-
-
-@pytest.mark.parametrize('n', [101, 1001])
-def test_every_whole_percentage_cuts_where_numpy_cuts(n):
-    """Also where the cut falls on a weight, which must stay."""
-    magnitudes = torch.arange(1., n + 1)
-    for percent in range(101):
-        assert percentile_threshold(magnitudes, percent) == np.percentile(magnitudes.double().numpy(), 100 - percent)
 
 
 def test_thresholds_are_float64(net):
@@ -184,11 +191,48 @@ def scores_in_loops(weight):
 def test_the_weights_kept_are_those_with_the_highest_layer_adaptive_scores(keep, fc_cost):
     net = TinyNet()
     net.conv1.weight.data, net.fc1.weight.data = torch.randn(10, 4, 4, 4), torch.randn(40, 30) ** 3
-    scores = {'conv1': scores_in_loops(net.conv1.weight),
-              'fc1': [score / fc_cost for score in scores_in_loops(net.fc1.weight)]}
-    lowest = sorted(scores['conv1'] + scores['fc1'])[-keep]
+    conv1, fc1 = scores_in_loops(net.conv1.weight), [score / fc_cost for score in scores_in_loops(net.fc1.weight)]
+    conv1[-1] = fc1[-1] = float('inf')  # one of each layer stays in any case
+    lowest = sorted(conv1 + fc1)[-keep]
     net.prune_to_budget(keep, fc_cost)
-    assert counts(net) == {name: max(1, sum(score >= lowest for score in scores[name])) for name in scores}
+    assert counts(net) == {'conv1': sum(score >= lowest for score in conv1),
+                           'fc1': sum(score >= lowest for score in fc1)}
+
+
+def first_of_the_largest(weight, n):
+    """The weight with its `n` largest magnitudes only; of equal ones, the first."""
+    flat = weight.flatten().tolist()
+    kept = sorted(range(len(flat)), key=lambda i: -abs(flat[i]))[:n]  # Python's sort keeps the order of equals
+    return torch.tensor([value if i in kept else 0 for i, value in enumerate(flat)]).view(weight.shape)
+
+
+WEIGHTS = st.integers(-3, 3).map(float)
+
+
+@given(st.lists(WEIGHTS, min_size=8, max_size=8), st.lists(WEIGHTS, min_size=8, max_size=8), st.integers(2, 20),
+       st.sampled_from([1, 6]))
+def test_a_budget_is_kept_exactly_though_weights_are_equal_and_the_first_of_them_stay(conv1, fc1, keep, fc_cost):
+    net = TinyNet()
+    net.conv1.weight.data, net.fc1.weight.data = torch.tensor(conv1).view(2, 1, 2, 2), torch.tensor(fc1).view(2, 4)
+    before = {name: layer.weight.data.clone() for name, layer in net.layers()}
+    shares = net.shares_of_budget(keep, fc_cost)
+    net.prune_to_budget(keep, fc_cost)
+    assert sum(counts(net).values()) == min(keep, np.count_nonzero(conv1) + np.count_nonzero(fc1))
+    assert counts(net) == shares and all(shares[name] >= 1 for name in shares if before[name].any())
+    for name, layer in net.layers():
+        assert layer.weight.equal(first_of_the_largest(before[name], shares[name]))
+        assert not layer.weight[layer.weight == 0].signbit().any()
+
+
+def test_a_network_whose_layers_share_values_keeps_exactly_its_budget():
+    net = TinyNet()
+    net.conv1.weight.data = torch.tensor([0.5, -0.25, 0.5, 0.25, -0.5, 0.25, 0.25, 0.5]).view(2, 1, 2, 2)
+    net.fc1.weight.data.fill_(-2)
+    net.prune_to_budget(6)  # LAMP: 1 and 1, 1/2 and 1/2, 1/3 and 1/3, 1/4 and 1/4 of the four largest of each
+    assert net.conv1.weight.flatten().tolist() == [0.5, 0, 0.5, 0, -0.5, 0, 0, 0]
+    assert net.fc1.weight.tolist() == [[-2, -2, -2, 0], [0, 0, 0, 0]]
+    net.prune_to_budget(5)  # of equal scores that of the first layer
+    assert counts(net) == {'conv1': 3, 'fc1': 2}
 
 
 def test_weights_pruned_before_are_not_counted_as_kept(net):
@@ -200,17 +244,19 @@ def test_weights_pruned_before_are_not_counted_as_kept(net):
     assert sum(counts(net).values()) == 4
 
 
-@pytest.mark.parametrize('keep', [0, -1, float('nan')])
-def test_at_least_one_weight_is_kept(net, keep):
-    with pytest.raises(ValueError, match=f'must be at least 1, got {keep}'):
+@pytest.mark.parametrize('keep', [1, 0, -1, float('nan')])
+def test_a_budget_has_at_least_one_weight_for_each_layer(net, keep):
+    before = net.conv1.weight.clone()
+    with pytest.raises(ValueError, match=f'must be at least 2, one for each layer, got {keep}$'):
         net.prune_to_budget(keep)
+    assert net.conv1.weight.equal(before)
 
 
-def test_another_criterion_is_one_function_in_the_table(net, monkeypatch):
-    monkeypatch.setitem(prune.CRITERIA, 'magnitude', lambda weights: weights[weights != 0].abs().double().sort().values)
-    net.prune_to_budget(5, score='magnitude')  # all five are in conv1; one of fc1 stays all the same
-    assert net.conv1.weight.flatten().tolist() == [0, 0, 0, -4, 5, -6, 7, -8]
-    assert counts(net) == {'conv1': 5, 'fc1': 1}
+def test_another_score_is_one_function_in_the_table(net, monkeypatch):
+    monkeypatch.setitem(prune.SCORES, 'magnitude', lambda weights: weights[weights != 0].abs().double().sort().values)
+    net.prune_to_budget(5, score='magnitude')  # the five largest are in conv1, but one of fc1 stays in any case
+    assert net.conv1.weight.flatten().tolist() == [0, 0, 0, 0, 5, -6, 7, -8]
+    assert counts(net) == {'conv1': 4, 'fc1': 1}
 
 
 @pytest.mark.parametrize('n', [1, 2, 3, 10, 640, 2**24 + 1])
@@ -301,15 +347,25 @@ def test_scaling_a_whole_layer_changes_no_score():
     assert units_with_bias(model) == [[0, 1], [0], [0]]
 
 
-def test_of_equal_units_the_first_stay_and_units_without_weights_go():
-    model = Chain()
+@pytest.mark.parametrize('keep, expected', [
+    (5, [[1, 2], [0, 1]]), (4, [[1, 2], [0, 1]]), (3, [[1, 2], [0]]), (2, [[1], [0]])])
+def test_of_equal_units_the_first_stay_and_units_without_weights_go(keep, expected):
+    model = Chain()  # scores of 1 and 1/2, then 1 and 1/2
     for _, layer in model.layers():
         layer.weight.data.fill_(1)
     model.fc1.weight.data[0] = 0
-    model.prune_units(3)  # scores of 1/2 and 1, then 1/2 and 1: the three highest cannot be told from all four
-    assert units_with_bias(model) == [[1, 2], [0, 1], [0]]
-    model.prune_units(2)
-    assert units_with_bias(model) == [[1], [0], [0]]
+    model.prune_units(keep)
+    assert units_with_bias(model) == [*expected, [0]]
+
+
+def test_units_without_biases_are_pruned_as_well():
+    model = Chain()
+    for _, layer in model.layers():
+        layer.bias = None
+    model.prune_units(3)
+    assert model.fc1.weight.equal(torch.tensor([[4., 0.], [0., 1.], [0., 0.]]))
+    assert model.fc2.weight.equal(torch.tensor([[0., -3., 0.], [0., 0., 0.]]))
+    assert model.fc3.weight.equal(torch.tensor([[0.4, 0.]]))
 
 
 def test_fewer_units_than_hidden_layers_are_refused_and_nothing_is_pruned():

@@ -10,11 +10,13 @@ from networks import Sequential
 from torch import nn
 
 import pruning
+from net import training
 from net.checkpoint import PATH, Checkpoint, Epoch
 from net.data import Images, batches
 from net.errors import UserError
 from net.live import count_hidden_units, live_part, live_units
-from net.models import AlexNet
+from net.models import AlexNet, narrow_alexnet
+from net.training import Training, loss_of_batch
 
 
 def tiny_net():
@@ -27,8 +29,8 @@ def images():
     return Images(torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8), torch.arange(20) % 2, ('a', 'b'))
 
 
-TRAINING = pruning.Training(epochs=2, lr=0.01, lr_flag='--lr', weight_decay=0, crop=False, loss=pruning.loss_of_batch,
-                            optimizer='adam', batch_size=5, log_interval=1)
+TRAINING = Training(epochs=2, lr=0.01, lr_flag='--lr', weight_decay=0, crop=False, loss=loss_of_batch, optimizer='adam',
+                    batch_size=5, log_interval=1)
 
 
 def train(model, images, optimizer, epochs=2, **changes):
@@ -94,13 +96,13 @@ def test_momentum_would_revive_pruned_weights_if_it_were_kept(name, images):
 
 def test_where_nothing_is_zero_nothing_is_pruned():
     model = tiny_net()
-    assert pruning.pruned_weights(model, OPTIMIZERS['Adam'](model.parameters())) == {}
+    assert training.pruned_weights(model, OPTIMIZERS['Adam'](model.parameters())) == {}
 
 
 def test_negative_zeros_count_as_pruned_and_become_positive():
     model = tiny_net()
     model[4].weight.data[0] = -0.0
-    pruned = pruning.pruned_weights(model, OPTIMIZERS['Adam'](model.parameters()))
+    pruned = training.pruned_weights(model, OPTIMIZERS['Adam'](model.parameters()))
     assert {name: zeros.tolist() for name, zeros in pruned.items()} == {'4.weight': [[True] * 8, [False] * 8]}
     assert not model[4].weight[0].signbit().any()
 
@@ -179,7 +181,7 @@ def rates(monkeypatch):
     return rates
 
 
-@pytest.mark.parametrize('optimizer', pruning.OPTIMIZERS)
+@pytest.mark.parametrize('optimizer', training.OPTIMIZERS)
 @pytest.mark.parametrize('epochs, n_images', [(11, 4), (10, 5), (3, 17), (30, 20)])
 def test_the_learning_rate_rises_and_falls_towards_zero_over_all_steps(optimizer, epochs, n_images, images, rates,
                                                                        checkpoint):
@@ -192,7 +194,7 @@ def test_the_learning_rate_rises_and_falls_towards_zero_over_all_steps(optimizer
     assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
 
 
-@pytest.mark.parametrize('optimizer', pruning.OPTIMIZERS)
+@pytest.mark.parametrize('optimizer', training.OPTIMIZERS)
 @pytest.mark.parametrize('n_steps', [1, 2, 5, 10, 11, 12, 20])
 def test_a_training_of_any_number_of_steps_learns(optimizer, n_steps, images, rates, checkpoint):
     """On average, its rate is at least a third of the highest one."""
@@ -231,19 +233,19 @@ LABELS = torch.tensor([0, 1])
 
 
 def test_without_smoothing_the_loss_is_that_of_the_homework():
-    assert torch.equal(pruning.loss_of_batch(OUTPUT, LABELS, None), F.nll_loss(OUTPUT, LABELS))
+    assert torch.equal(loss_of_batch(OUTPUT, LABELS, None), F.nll_loss(OUTPUT, LABELS))
 
 
 def test_smoothing_is_that_of_pytorch():
     expected = F.cross_entropy(OUTPUT, LABELS, label_smoothing=0.1)  # log-probabilities are logits of themselves
-    assert pruning.loss_of_batch(OUTPUT, LABELS, None, 0.1).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss_of_batch(OUTPUT, LABELS, None, 0.1).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_the_loss_is_shared_between_labels_and_teacher():
     hard = F.nll_loss(OUTPUT, LABELS).item()
-    agreed = pruning.loss_of_batch(OUTPUT, LABELS, OUTPUT, teacher=lambda data: data, teacher_share=0.25)
+    agreed = loss_of_batch(OUTPUT, LABELS, OUTPUT, teacher=lambda data: data, teacher_share=0.25)
     assert agreed.item() == pytest.approx(0.75 * hard, rel=1e-6)  # nothing to learn from a teacher who says the same
-    torn = pruning.loss_of_batch(OUTPUT, LABELS, OUTPUT.flip(0), teacher=lambda data: data, teacher_share=0.25)
+    torn = loss_of_batch(OUTPUT, LABELS, OUTPUT.flip(0), teacher=lambda data: data, teacher_share=0.25)
     softened, answers = (torch.softmax(values / 2, 1) for values in (OUTPUT, OUTPUT.flip(0)))
     distance = (answers * (answers / softened).log()).sum(1).mean().item()  # of Kullback and Leibler
     assert torn.item() == pytest.approx(0.75 * hard + 0.25 * 4 * distance, rel=1e-5)
@@ -348,15 +350,15 @@ def test_weights_once_pruned_stay_pruned_until_the_goal_is_reached(goal, images,
 
 
 def test_units_go_step_by_step_until_their_goal_is_reached(images, small_runs, checkpoint, monkeypatch):
-    arguments = ['--start-units', '140', '--keep-units', '70', '--keep', '3000', '--prune-steps', '2']
-    model, asked = pruning.new_model(pruning.parse_args(arguments), 10), []
+    arguments = ['--keep-units', '70', '--keep', '3000', '--prune-steps', '2']
+    model, asked = narrow_alexnet(10, 140), []
     monkeypatch.setattr(model, 'prune_units', recorded(model.prune_units, asked))
     prune_gradually(model, images, arguments, checkpoint)
     assert asked == [(int(140 / 2**0.875), 6), (70, 6)] and count_hidden_units(model) <= 70
 
 
 def test_the_first_training_can_begin_with_a_narrow_network_initialised_for_its_width():
-    model = pruning.new_model(pruning.parse_args([]), 10)
+    model = narrow_alexnet(10, 640)
     first, *others = map(len, live_units(model)[1:-1])
     assert first == 64 and max(others) <= 97 and first + sum(others) == 640
     with live_part(model):

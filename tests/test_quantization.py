@@ -10,15 +10,19 @@ from torch import nn
 
 from net.models import AlexNet
 from net.prune import PruningModule
-from net.quantization import apply_weight_sharing, codebooks_as_parameters, share_weights
+from net.quantization import apply_weight_sharing, codebooks_as_parameters, kmeans
 
 
 def share(weights, bits):
+    """The weights after sharing, as those of a layer."""
     weights = np.array(weights, dtype=np.float32)
-    shared, n_values = share_weights(weights.copy(), 2 ** bits)
+    model = Sequential(nn.Linear(1, 1))
+    model[0].weight.data = torch.tensor(weights if weights.ndim > 1 else weights[None])
+    apply_weight_sharing(model, bits)
+    shared = model[0].weight.detach().numpy().reshape(weights.shape)
     assert np.array_equal(shared != 0, weights != 0)  # zeros stay zero, and nothing else becomes zero
     assert not np.signbit(shared[shared == 0]).any()
-    assert n_values == len(set(shared[shared != 0])) == min(2 ** bits, len(set(weights[weights != 0])))
+    assert len(set(shared[shared != 0])) == min(2 ** bits, len(set(weights[weights != 0])))
     return shared
 
 
@@ -81,10 +85,16 @@ def test_sharing_keeps_zeros_counts_and_the_order_of_weights(weights, bits):
     assert (np.diff(shared[weights != 0]) >= 0).all()
 
 
-def test_sharing_does_not_change_its_input():
-    weights = np.arange(100, dtype=np.float32)
-    share_weights(weights, 4)
-    assert np.array_equal(weights, np.arange(100))
+@pytest.mark.parametrize('weights, n_clusters, centroids, labels', [
+    ([9, 1, 10, 2], 2, [1.5, 9.5], [1, 0, 1, 0]),
+    ([-3, 5, -3], 4, [-3, 5], [0, 1, 0]),  # no more than two values
+    ([], 4, [], [])])
+def test_centroids_are_ascending_and_each_weight_is_told_its_own(weights, n_clusters, centroids, labels):
+    weights = np.array(weights, np.float32)
+    before = weights.copy()
+    found, found_labels = kmeans(weights, n_clusters)
+    assert found.dtype == np.float32 and found.tolist() == centroids and found_labels.tolist() == labels
+    assert np.array_equal(weights, before)
 
 
 class TinyNet(PruningModule):
@@ -111,6 +121,15 @@ def test_each_convolution_of_a_pruned_alexnet_has_the_33_values_the_grader_count
     model.prune_by_percentile({f'conv{i}': 10 for i in range(1, 6)})
     apply_weight_sharing(model)
     assert [len(param.unique()) for param in model.parameters() if param.dim() == 4] == [33] * 5
+
+
+def test_what_is_no_layer_to_share_stays_as_it_is(capsys):
+    model = Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 8))
+    model[1].weight.data.uniform_()
+    before = model[1].weight.clone()
+    apply_weight_sharing(model, bits=2)
+    assert model[1].weight.equal(before) and [len(model[i].weight.unique()) for i in (0, 4)] == [4, 4]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['0', '4']
 
 
 @pytest.mark.parametrize('bits', [0, 9, -1, 2.5, 5.0])
@@ -194,7 +213,6 @@ def test_training_the_centroids_lowers_the_loss_that_sharing_raised():
 def test_a_weight_can_move_to_another_centroid():
     model = Sequential(nn.Linear(4, 1, bias=False))
     model[0].weight.data = torch.tensor([[1., 1., 0., -1.]])
-    model[0].bias = nn.Parameter(torch.zeros(1))
     with codebooks_as_parameters(model, moving=True):
         own, centroids = model[0].parametrizations.weight.original0, model[0].parametrizations.weight.original1
         assert own.tolist() == [1, 1, -1] and centroids.tolist() == [-1, 1]
@@ -255,6 +273,20 @@ def test_biases_are_shared_on_request(capsys):
     assert torch.equal(model[0].weight, weights)  # it has no more than 2^8 values
     assert [line.split('|')[0].strip() for line in capsys.readouterr().out.splitlines()] == [
         '0', '1', '0.bias', '1.bias']
+
+
+@pytest.mark.parametrize('moving', [False, True])
+@pytest.mark.parametrize('shared', [False, True])
+def test_layers_without_biases_are_shared_and_trained(shared, moving):
+    model = Sequential(nn.Linear(3, 6, bias=False), nn.Linear(6, 2))
+    apply_weight_sharing(model, bits=2, bias_bits=1)
+    before = model[0].weight.clone()
+    with codebooks_as_parameters(model, shared, moving):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+    assert [name for name, _ in model.named_parameters()] == ['0.weight', '1.weight', '1.bias']
+    assert model[0].bias is None and len(model[0].weight.unique()) == 4 and not model[0].weight.equal(before)
 
 
 @pytest.mark.parametrize('shared', [False, True])

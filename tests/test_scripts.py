@@ -18,7 +18,8 @@ from small import WIDTHS, make_small
 import huffman_coding
 import pruning
 import weight_share
-from net import command_line
+from net import stage, training
+from net.arguments import RECIPES
 from net.models import AlexNet, load_model, save_model
 
 SHORT = [*DIGITS, '--recipe', 'paper', '--retrain-epochs', '1']
@@ -36,7 +37,7 @@ def run(script, arguments):
     out, err, status = io.StringIO(), io.StringIO(), None
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            command_line.run(lambda: script.main(arguments))
+            stage.run(lambda: script.main(arguments))
         except SystemExit as stopped:
             status = stopped.code
     return Run(out.getvalue(), err.getvalue(), status)
@@ -162,7 +163,8 @@ def test_retraining_can_start_from_a_dense_model_and_report_on_held_out_images(f
 @small_runs
 def test_the_first_training_alone_leaves_the_dense_model_that_a_whole_run_begins_with(finished, capsys):
     pruning.main([*SHORT[:-2], '--epochs', '1', '--dense-only'])
-    assert os.listdir('saves') == ['initial_model.ptmodel'] and 'Pruning' not in capsys.readouterr().out
+    assert sorted(os.listdir('saves')) == ['images.json', 'initial_model.ptmodel']
+    assert 'Pruning' not in capsys.readouterr().out
     dense = [load_model(Path(folder, 'saves/initial_model.ptmodel')) for folder in ('.', finished[0])]
     assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in dense), strict=True))
 
@@ -173,11 +175,12 @@ def test_the_dense_network_teaches_from_pruning_on(first, monkeypatch):
     save_model(AlexNet(), 'dense.ptmodel')
     teachers = []
 
-    def watched(output, pixels, labels, smoothing, teacher=None, share=0):
+    def watched(output, target, data, smoothing, teacher=None, teacher_share=0):
         teachers.append(teacher)
-        return F.nll_loss(output, labels)
-    monkeypatch.setattr(pruning, 'loss_of_batch', watched)
-    pruning.main([*SHORT, *first, *([] if first else ['--epochs', '1']), '--prune-steps', '2', '--distill', '0.5'])
+        return F.nll_loss(output, target)
+    monkeypatch.setattr(training, 'loss_of_batch', watched)
+    monkeypatch.setitem(RECIPES['paper']['pruning'], 'teacher_share', 0.5)
+    pruning.main([*SHORT, *first, *([] if first else ['--epochs', '1']), '--prune-steps', '2'])
     dense = load_model('dense.ptmodel' if first else 'saves/initial_model.ptmodel')
     pixels = torch.randn(2, 3, 32, 32)
     assert [teacher is None for teacher in teachers] == ([] if first else [True]) + [False] * 2
@@ -190,24 +193,26 @@ def test_the_network_before_sharing_teaches_its_shared_values(monkeypatch):
     few_weights('pruned.ptmodel')
     teachers = []
 
-    def watched(output, pixels, labels, teacher, share):
+    def watched(output, target, data, teacher, teacher_share):
         teachers.append(teacher)
-        assert share == 0.5
-        return F.nll_loss(output, labels)
-    monkeypatch.setattr(weight_share, 'loss_of_batch', watched)
-    weight_share.main([*DIGITS, '--load-model-path', 'pruned.ptmodel', '--epochs', '1', '--distill', '0.5'])
+        assert teacher_share == 0.5
+        return F.nll_loss(output, target)
+    monkeypatch.setattr(training, 'loss_of_batch', watched)
+    monkeypatch.setitem(RECIPES['digits']['sharing'], 'teacher_share', 0.5)
+    weight_share.main([*DIGITS, '--load-model-path', 'pruned.ptmodel', '--epochs', '1'])
     pruned, pixels = load_model('pruned.ptmodel'), torch.randn(2, 3, 32, 32)
     assert torch.allclose(teachers[0](pixels), pruned(pixels), atol=1e-5)
 
 
 @small_runs
-@pytest.mark.parametrize('crop', ['always', 'never'])
-def test_shared_values_are_trained_with_random_crops_if_asked(crop, monkeypatch):
+@pytest.mark.parametrize('crop', [False, True])
+def test_shared_values_are_trained_with_random_crops_if_the_recipe_says_so(crop, monkeypatch):
     few_weights('pruned.ptmodel')
     cropped = []
     monkeypatch.setattr('net.data.random_crop', lambda pixels: cropped.append(len(pixels)) or pixels)
-    weight_share.main([*DIGITS, '--load-model-path', 'pruned.ptmodel', '--epochs', '1', '--crop', crop])
-    assert cropped == ([20] if crop == 'always' else [])
+    monkeypatch.setitem(RECIPES['digits']['sharing'], 'crop', crop)
+    weight_share.main([*DIGITS, '--load-model-path', 'pruned.ptmodel', '--epochs', '1'])
+    assert cropped == ([20] if crop else [])
 
 
 @small_runs
@@ -215,9 +220,8 @@ def test_pruning_by_std_leaves_fewer_weights_for_a_higher_sensitivity(finished):
     dense = str(finished[0] / 'saves/initial_model.ptmodel')
     alive = []
     for sensitivity in ('0.5', '1.5'):
-        args = pruning.parse_args(['--sensitivity', sensitivity])
-        model = load_model(dense)
-        pruning.prune_gradually(model, None, args)
+        pruning.main([*SHORT, '--load-model-path', dense, '--sensitivity', sensitivity])
+        model = load_model('saves/model_after_retraining.ptmodel')
         alive.append(int(torch.count_nonzero(model.fc2.weight)))
     assert alive[0] > alive[1] > 0
 

@@ -131,7 +131,7 @@ def test_a_run_is_not_resumed_on_other_images(script, arguments, monkeypatch):
 AGAIN = f' (without the first training again: --load-model-path {DENSE} --restart)'
 FAILING = {  # phase -> arguments, setting of the recipe, the epoch, what to lower, the way on
     'initial training': (['--lr', '1e30'], {}, 'Epoch 2/2', '--lr', ''),
-    'pruning': ([], {'prune_lr': 1e14}, 'Pruning step 2/3', 'prune_lr of the recipe', AGAIN),
+    'pruning': ([], {'prune_lr': 1e14}, 'Pruning step 2/3', 'prune_lr (in the recipe)', AGAIN),
     'retraining': (['--retrain-lr', '1e30'], {}, 'Epoch 2/2', '--retrain-lr', AGAIN),
 }
 

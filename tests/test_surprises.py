@@ -13,7 +13,7 @@ from test_data import make_folder
 import huffman_coding
 import pruning
 import weight_share
-from net import command_line
+from net import stage
 from net.models import AlexNet, save_model
 
 pytestmark = pytest.mark.usefixtures('small_runs')
@@ -46,14 +46,14 @@ def test_every_script_names_data_that_cannot_be_used(main):
 def test_the_device_is_told_with_the_reason(no_cuda, version, reason, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: no_cuda)
     monkeypatch.setattr(torch.version, 'cuda', version)
-    assert command_line.pick_device(no_cuda) == torch.device('cpu')
+    assert stage.pick_device(no_cuda) == torch.device('cpu')
     assert capsys.readouterr().out == f'CPU, {torch.get_num_threads()} threads: {reason}\n'
 
 
 def test_a_gpu_is_told_by_its_name(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'NVIDIA Example')
-    assert command_line.pick_device(False) == torch.device('cuda')
+    assert stage.pick_device(False) == torch.device('cuda')
     assert capsys.readouterr().out == 'GPU: NVIDIA Example\n'
 
 
