@@ -32,6 +32,8 @@ import plain_coder  # noqa: E402
 
 import pruning  # noqa: E402
 from net import huffmancoding  # noqa: E402
+from net.arguments import RECIPES  # noqa: E402
+from net.checkpoint import Epoch  # noqa: E402
 from net.compact.format import (  # noqa: E402
     code_lengths,
     compact_from_model,
@@ -42,6 +44,7 @@ from net.data import Images, batches  # noqa: E402
 from net.live import live_part, remove_dead_weights  # noqa: E402
 from net.models import AlexNet, load_model  # noqa: E402
 from net.quantization import apply_weight_sharing  # noqa: E402
+from net.training import Training, loss_of_batch, pruned_weights  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 COMPACT = ROOT / 'net/compact/smallest.dcan'
@@ -264,6 +267,11 @@ def random_images(n):
                        tuple('0123456789'))
 
 
+def train_epoch(model, images, optimizer, batch_size, n_steps):
+    training = Training(1, 1e-3, '--lr', 0, True, loss_of_batch, 'adam', batch_size, 10)
+    pruning.train(model, images, optimizer, CosineAnnealingLR(optimizer, n_steps), [Epoch(1, 'Epoch 1/1')], training)
+
+
 def benchmark_step(pruned, batch_size=256, n_steps=10, rounds=6):
     """Time per step of the real loop and bare, in turns, the best of each; and of what the real loop does besides."""
     model = AlexNet()
@@ -273,7 +281,7 @@ def benchmark_step(pruned, batch_size=256, n_steps=10, rounds=6):
             weight[torch.rand_like(weight) > percent / 100] = 0
     images = random_images(batch_size * n_steps)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    masks = pruning.pruning_masks(model, optimizer)
+    zeros = pruned_weights(model, optimizer)
     pixels = torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)  # as batches are
     labels = torch.randint(10, (batch_size,))
 
@@ -284,7 +292,7 @@ def benchmark_step(pruned, batch_size=256, n_steps=10, rounds=6):
             optimizer.step()
 
     def real():
-        pruning.train(model, images, optimizer, CosineAnnealingLR(optimizer, n_steps), 1, batch_size)
+        train_epoch(model, images, optimizer, batch_size, n_steps)
 
     def only_batches():
         for _ in batches(images, batch_size):
@@ -292,8 +300,9 @@ def benchmark_step(pruned, batch_size=256, n_steps=10, rounds=6):
 
     def masking():
         for _ in range(n_steps):
-            for param, mask in masks:
-                param.grad.mul_(mask)
+            for name, p in model.named_parameters():
+                if name in zeros:
+                    p.grad.masked_fill_(zeros[name], 0)
 
     bare()
     times = [[seconds(part) for part in (bare, real, only_batches, masking)] for _ in range(rounds)]
@@ -311,13 +320,12 @@ def benchmark_live_part(n_kept=15_000, batch_size=256, n_steps=10, rounds=3):
     """
     images = random_images(batch_size * n_steps)
     dense, sparse = AlexNet(), AlexNet()
-    fc_cost = pruning.RECIPES['ranking']['fc_cost']
+    fc_cost = RECIPES['ranking']['pruning']['fc_cost']
     seconds(sparse.prune_to_budget, n_kept, fc_cost)
     remove_dead_weights(sparse, drop_constants=True)
 
     def train(model):
-        optimizer = torch.optim.Adam(model.parameters(), fused=True)
-        pruning.train(model, images, optimizer, CosineAnnealingLR(optimizer, n_steps), 1, batch_size)
+        train_epoch(model, images, torch.optim.Adam(model.parameters(), fused=True), batch_size, n_steps)
 
     with live_part(sparse):
         n_live = sum(param.numel() for param in sparse.parameters())

@@ -18,10 +18,9 @@ import weight_share
 from net.huffmancoding import huffman_decode_model, huffman_encode_model
 from net.models import AlexNet, load_model, save_model
 
-TEACHER = ['--distill', '0.5']  # which has to be found again
-PRUNING = [pruning, *DIGITS, '--epochs', '3', '--prune-steps', '4', '--keep', '20000', '--retrain-epochs', '4',
-           *TEACHER]
-SHARING = [weight_share, *DIGITS, '--epochs', '3', *TEACHER]
+ACCURATE = [*DIGITS, '--recipe', 'accurate']  # with a teacher, which has to be found again, and batch normalisation
+PRUNING = [pruning, *ACCURATE, '--epochs', '3', '--prune-steps', '4', '--keep', '20000', '--retrain-epochs', '4']
+SHARING = [weight_share, *ACCURATE, '--epochs', '3']
 ENCODING = [huffman_coding, *DIGITS]
 SIGNALS = pytest.mark.skipif(sys.platform == 'win32', reason='no such signals can be sent to another process')
 
@@ -103,7 +102,7 @@ def test_weight_sharing_killed_at_four_moments_and_resumed_ends_in_the_same_weig
     run(resume_where_there_is_something(sharing))
     name = 'saves/model_after_weight_sharing.ptmodel'
     assert same_parameters(name, uninterrupted / name)
-    assert sorted(os.listdir('saves')) == ['model_after_weight_sharing.ptmodel']
+    assert sorted(os.listdir('saves')) == ['images.json', 'model_after_weight_sharing.ptmodel']
 
 
 ENCODING_MOMENTS = ['--- Start encoding', 'conv1.weight', 'conv2.weight', 'conv3.bias', 'conv5.weight', 'fc1.weight',
@@ -187,7 +186,6 @@ FULL = {  # what does not fit -> script, the largest file possible, what the err
     'a .ptmodel': ([weight_share, *DIGITS, '--epochs', '0'], 1_000_000, 'saves/model_after_weight_sharing.ptmodel'),
     'an encoding': (ENCODING, 2_000, '.encodings.new/conv2.weight_csr_indptr.bin'),
     'the log': ([*ENCODING, '--log', 'long.txt'], 500, 'long.txt'),
-    'a compact file': ([*ENCODING, '--compact', 'small.dcan'], 500, 'small.dcan'),
 }
 
 
@@ -197,7 +195,6 @@ def test_what_does_not_fit_on_the_disk_leaves_the_old_file_and_nothing_else(comm
     model = small_model('saves/model_after_retraining.ptmodel')
     shutil.copy('saves/model_after_retraining.ptmodel', 'saves/model_after_weight_sharing.ptmodel')
     huffman_encode_model(model, 'encodings', os.devnull)
-    Path('small.dcan').write_text('old', encoding='utf-8')
     Path('long.txt').write_text('x' * 490, encoding='utf-8')
     Path('.lock').touch()
     before = tree_of_files()

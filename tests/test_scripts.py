@@ -263,3 +263,11 @@ def test_importing_the_scripts_does_nothing():
                           capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
     assert os.listdir() == []
+
+
+@pytest.mark.slow
+def test_a_small_network_can_be_tried_from_the_command_line():
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = subprocess.run([sys.executable, 'tests/small.py', 'pruning.py', '--help'], cwd=ROOT, env=environment,
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '') and done.stdout.startswith('usage: pruning.py [-h]')
