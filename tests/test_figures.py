@@ -1,15 +1,19 @@
 """The figures, drawn from small made-up runs and from the scripts on digits: axes, labels and what is drawn in them."""
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scripts import ROOT
 
 import huffman_coding
 import pruning
 import weight_share
-from net import figures
+from net import data, figures
+from net.checkpoint import PATH, Checkpoint
 from net.models import AlexNet
 from net.statistics import Stream
 
@@ -140,6 +144,30 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(monkeypatch):
     with pytest.raises(OSError, match='^bytes.png: cannot be written .No space left on device.$'):
         draw_bytes('.')
     assert os.listdir() == ['bytes.png'] and Path('bytes.png').read_text(encoding='utf-8') == 'old'
+
+
+@pytest.mark.slow
+def test_figures_need_no_backend_and_that_of_a_notebook_may_be_missing():
+    code = ("from net.arguments import figures_folder; folder = figures_folder('drawn'); from net import figures; "
+            "figures.draw_network({'conv1': figures.LayerSize(1, 1, 1, 1)}, folder)")
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'module://nowhere'}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir('drawn') == ['network.png']
+
+
+@pytest.mark.parametrize('n, validation, shown', [
+    (1, None, '1 of the training images'), (2, None, '1 of the training images'),
+    (3000, None, '1,000 of the training images'), (40, 7, '7 held-out training images')])
+def test_figures_show_the_accuracy_on_training_images_of_which_there_may_be_one(n, validation, shown):
+    args = pruning.parse_args(['--figures', 'figures'] + ([] if validation is None else ['--validation', '7']))
+    images = data.Images(torch.zeros(n, 3, 32, 32, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64), ('a', 'b'))
+    train, report = images.split(validation) if validation else (images, None)
+    checkpoint = Checkpoint(PATH, 'pruning.py', pruning.PHASES, {})
+    assert pruning.Figures(args, checkpoint, train, report).shown == shown
+    model = AlexNet(2, widths=[1] * 7)
+    model.fc3.bias.data = torch.tensor([9., -9.])
+    assert checkpoint.accuracy(model) == 100
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hostile import RunsCommand, plant_link
 from torch import nn
+from torch.nn.utils import prune
 
 import net.models
 from net.models import AlexNet, load_model, save_model
@@ -152,6 +153,67 @@ def test_a_truncated_file_is_refused(kept):
     os.truncate('model.ptmodel', int(kept * os.path.getsize('model.ptmodel')))
     with pytest.raises(ValueError, match='^model.ptmodel: not a readable .ptmodel of an AlexNet'):
         load_model('model.ptmodel')
+
+
+class RunsWhenLoaded(nn.Module):
+    """As TorchScript: some versions of PyTorch call `__setstate__` while they read its archive."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = torch.zeros(4)
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.training
+
+    @torch.jit.export
+    def __setstate__(self, training: bool):
+        self.training = training
+        self.values = torch.from_file('command-ran', shared=True, size=4)
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.filterwarnings('ignore:`torch.jit')
+def test_an_archive_of_torchscript_is_refused_and_runs_nothing():
+    torch.jit.save(torch.jit.script(RunsWhenLoaded()), 'model.ptmodel')
+    with pytest.raises(ValueError, match='^model.ptmodel: refused, no .ptmodel of an AlexNet or more than that in it$'):
+        load_model('model.ptmodel')
+    assert not Path('command-ran').exists()
+
+
+@small_runs
+def test_the_format_before_the_zip_archive_is_refused():
+    torch.save(AlexNet(), 'model.ptmodel', _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match='^model.ptmodel: not a readable .ptmodel of an AlexNet .*another format.$'):
+        load_model('model.ptmodel')
+
+
+@small_runs
+def test_a_model_that_is_still_masked_is_told_the_way_out():
+    model = AlexNet()
+    prune.l1_unstructured(model.conv1, 'weight', 0.5)
+    save_model(model, 'model.ptmodel')
+    with pytest.raises(ValueError, match='^model.ptmodel: still masked by torch.nn.utils.prune: call prune.remove on '
+                                         'each layer, then save it again$'):
+        load_model('model.ptmodel')
+    prune.remove(model.conv1, 'weight')
+    save_model(model, 'model.ptmodel')
+    assert torch.equal(load_model('model.ptmodel').conv1.weight, model.conv1.weight)
+
+
+@small_runs
+def test_what_is_loaded_is_float32_whatever_the_default_of_the_caller():
+    model = AlexNet()
+    save_model(model, 'model.ptmodel')
+    torch.set_default_dtype(torch.float64)
+    try:
+        loaded = load_model('model.ptmodel')
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(loaded.parameters(), model.parameters(), strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
 
 
 def test_a_folder_in_place_of_a_file_is_named():

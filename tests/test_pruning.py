@@ -367,6 +367,12 @@ def test_the_first_training_can_begin_with_a_narrow_network_initialised_for_its_
             assert torch.count_nonzero(layer.bias) == layer.bias.numel()  # a zero would mean pruned
 
 
+def test_a_rate_below_one_percent_is_told_in_weights(capsys):
+    pruning.explain_low_rates(pruning.parse_args(['--rates', 'conv1=84,fc1=0.09,fc2=1,fc3=0']), AlexNet())
+    assert capsys.readouterr().out == (
+        'Note: --rates fc1=0.09 keeps 944 of 1,048,576 weights: it is a percentage, not a fraction\n')
+
+
 # ---- progress --------------------------------------------------------------------------------------------------------
 
 class Terminal(io.StringIO):

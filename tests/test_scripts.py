@@ -239,7 +239,9 @@ def test_other_bits_are_shared_but_fail_the_graders_count(capsys):
                        '--save-model-path', 'two-bits.ptmodel'])
     with pytest.raises(ValueError, match='33 distinct values per convolution'):
         huffman_coding.main([*DIGITS, '--load-model-path', 'two-bits.ptmodel', '--student-id', 'x1'])
-    assert '| 5, 5, 5, 5, 5' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'Note: the grader wants 33 values in each convolution, those of --bits 5, got --bits 2\n' in out
+    assert '| 5, 5, 5, 5, 5' in out
     assert Path('x1.ptmodel').exists() and Path('x1.zip').exists()
 
 

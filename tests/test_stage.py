@@ -1,5 +1,10 @@
 """How a script begins and ends: other images, failed trainings, Ctrl-C, bugs, two runs in one folder."""
+import errno
+import io
 import json
+import os
+import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,6 +54,45 @@ def test_an_empty_argument_is_refused_in_one_line(main, capsys):
     with pytest.raises(SystemExit, match='2'):
         main([''])
     assert capsys.readouterr().err.startswith('error: unrecognized arguments: ')
+
+
+@pytest.mark.parametrize('script', ['pruning.py', 'weight_share.py', 'huffman_coding.py'])
+def test_a_missing_pytorch_is_one_line(script):
+    """Without `site` Python finds no package but its own."""
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = subprocess.run([sys.executable, '-S', ROOT / script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, '', 1)
+    assert done.stderr.startswith('error: PyTorch is not installed for this Python. Activate the environment (')
+
+
+@pytest.mark.parametrize('name, script', [('prune', 'pruning.py'), ('quantization', 'weight_share.py')])
+def test_a_library_that_is_run_names_its_script(name, script):
+    with pytest.raises(SystemExit, match=f'^This is a library: run {script} in the folder above.$'):
+        runpy.run_path(str(ROOT / f'net/{name}.py'), run_name='__main__')
+
+
+# ---- where it prints -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('encoding, printed', [('ascii', b'? ?'), ('cp1252', b'? \xfc'), ('cp950', b'\xb9\xcf ?'),
+                                               ('utf-8', '圖 ü'.encode())])
+def test_a_console_replaces_what_it_cannot_show(encoding, printed, monkeypatch):
+    consoles = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, 'stdout', consoles[0])
+    monkeypatch.setattr(sys, 'stderr', consoles[1])
+
+    def main():
+        for console in consoles:
+            print('圖 ü', file=console, flush=True)
+    stage.run(main)
+    assert [console.buffer.getvalue().split(b'\n')[0] for console in consoles] == [printed] * 2
+
+
+def test_where_there_is_no_console_a_run_trains_all_the_same(monkeypatch):
+    """As under pythonw, some schedulers, and 2>&- of a shell."""
+    monkeypatch.setattr(sys, 'stdout', None)
+    monkeypatch.setattr(sys, 'stderr', None)
+    stage.run(lambda: pruning.main([*RANKING, '--epochs', '1', '--dense-only']))
+    assert isinstance(load_model(DENSE), AlexNet)
 
 
 # ---- the images that a model was trained on --------------------------------------------------------------------------
@@ -290,6 +334,18 @@ def test_the_lock_goes_with_the_run_whatever_its_end():
             raise error
     with one_run_per_folder():
         pass
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='has other locks')
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_on_a_disk_without_locks_the_run_goes_on_and_says_so(number, monkeypatch, capsys):
+    def no_locks(file, operation):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr('fcntl.flock', no_locks)
+    with one_run_per_folder():
+        print('at work')
+    assert capsys.readouterr().out == (f'Note: this disk has no locks ({os.strerror(number)}), so nothing keeps '
+                                       'another run out of this folder\nat work\n')
 
 
 def test_a_folder_that_no_lock_can_be_written_to_is_named():

@@ -18,6 +18,11 @@ def test_log_appends_lines():
     assert Path('log.txt').read_text() == 'one\ntwo\n' and Path('other.txt').read_text() == 'elsewhere\n'
 
 
+def test_what_is_no_text_is_replaced_in_the_log():
+    util.log('--data \udca4\udca4')  # bytes of a file name that are not UTF-8
+    assert Path('log.txt').read_text(encoding='utf-8') == '--data ??\n'
+
+
 def test_nonzeros_are_counted_printed_and_logged(capsys):
     layer = nn.Linear(4, 2)
     layer.weight.data = torch.tensor([[0., 1., 0., 2.], [0., 0., 0., -3.]])
