@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 import huffman_coding
 import pruning
 import weight_share
-from net import command_line
+from net import stage
 from net.checkpoint import Checkpoint
 from net.compact import __main__ as compact
 from net.compact import format as compact_format
@@ -160,13 +160,13 @@ def test_training_through_a_parametrization_ends_in_the_same_bits(make_optimizer
 
 DIGITS = ['--data', 'digits']
 TRAINING = [*DIGITS, '--batch-size', '64', '--validation', '20']
-PRUNING = [*TRAINING, '--epochs', '1', '--start-units', '120', '--keep-units', '80', '--keep', '3000',
-           '--prune-steps', '3', '--retrain-epochs', '2', '--batch-norm']
-SHARING = [*TRAINING, '--epochs', '2']
-ALL_FLAGS = [*SHARING, '--bits', '4', '--fc-bits', '3', '--layer-bits', 'conv1=5', '--bias-bits', '2', '--sort-units',
-             '--bfloat16', '--moving', '--save-model-path', 'saves/all_flags.ptmodel']
+ACCURATE = [*TRAINING, '--recipe', 'accurate']  # with a teacher and batch normalisation
+PRUNING = [*ACCURATE, '--epochs', '1', '--start-units', '120', '--keep-units', '80', '--keep', '3000', '--prune-steps',
+           '3', '--retrain-epochs', '2']
+SHARING = [*ACCURATE, '--epochs', '2']
+COMPACT = [*TRAINING, '--epochs', '2', '--compact']  # sorts units, shares biases, moves weights, rounds to bfloat16
 FIGURES = ['--figures', 'figures']
-MODELS = 'initial_model', 'model_after_retraining', 'model_after_weight_sharing', 'all_flags'
+MODELS = 'initial_model', 'model_after_retraining', 'model_after_weight_sharing', 'compact'
 
 
 THIN = 8, 16, 16, 16, 16, 64, 64  # units, for the sake of time
@@ -188,10 +188,10 @@ def on_cpu(small, tmp_path_factory):
     """The folder in which all three scripts have run on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp('cpu'))
-        patch.setattr(command_line, 'pick_device', lambda no_cuda: torch.device('cpu'))
+        patch.setattr(stage, 'pick_device', lambda no_cuda: torch.device('cpu'))
         pruning.main(PRUNING)
         weight_share.main(SHARING)
-        weight_share.main(ALL_FLAGS)
+        weight_share.main(COMPACT)
         return encode()
 
 
@@ -201,11 +201,11 @@ def on_pretend_device(small, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp('pretend'))
         pick_device = Mock(return_value=DEVICE)
-        patch.setattr(command_line, 'pick_device', pick_device)
+        patch.setattr(stage, 'pick_device', pick_device)
         patch.setattr(Checkpoint, 'save', then_interrupt(Checkpoint.save))
         resume_until_done(pruning.main, [*PRUNING, *FIGURES])
         resume_until_done(weight_share.main, [*SHARING, *FIGURES])
-        resume_until_done(weight_share.main, ALL_FLAGS)
+        resume_until_done(weight_share.main, COMPACT)
         folder = encode(FIGURES)
         assert pick_device.call_count == (1 + 2 + 2 + 1) + (2 + 1) + (2 + 1) + 1  # epochs and ends, then stage 3
         return folder
@@ -228,7 +228,7 @@ def resume_until_done(main, argv):
 def encode(figures=()):
     """Stage 3, and the compact file; returns the folder."""
     huffman_coding.main([*DIGITS, *figures])
-    compact.main(['write', 'saves/all_flags.ptmodel', 'digits.dcan'])
+    compact.main(['write', 'saves/compact.ptmodel', 'digits.dcan'])
     return Path.cwd()
 
 
