@@ -127,6 +127,12 @@ def test_units_without_biases_that_receive_nothing_or_are_not_read_are_dead():
     assert model.fc0.weight.tolist() == [[1, 2], [0, 0], [0, 0]] and model.fc1.weight.tolist() == [[7, 0, 0]]
 
 
+def test_units_without_biases_are_dead_in_a_network_of_other_precision_as_well():
+    model = Chain(([[1., 2.], [0., 0.]], None), ([[7., 5.]], [8.])).double()
+    remove_dead_weights(model)
+    assert model.fc1.weight.tolist() == [[7, 0]] and model.fc1.bias.tolist() == [8]
+
+
 def test_a_constant_that_no_bias_can_take_stays_unless_it_is_dropped():
     model = Chain(([[0.], [1.]], [2., 0.5]), ([[3., 4.]], None))
     remove_dead_weights(model)

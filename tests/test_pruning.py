@@ -367,6 +367,14 @@ def test_the_first_training_can_begin_with_a_narrow_network_initialised_for_its_
             assert torch.count_nonzero(layer.bias) == layer.bias.numel()  # a zero would mean pruned
 
 
+@pytest.mark.parametrize('arguments, n_units', [
+    ([], 640), (['--start-units', '9'], 9), (['--recipe', 'paper'], None), (['--load-model-path', 'x'], None)])
+def test_a_training_that_began_narrow_says_why_so_much_is_zero_before_pruning(arguments, n_units, capsys):
+    pruning.explain_narrow_start(pruning.parse_args(arguments))
+    assert capsys.readouterr().out == ('' if n_units is None else (
+        f'The training began with {n_units} of the 9344 hidden units. The others are zero, and count as pruned:\n'))
+
+
 def test_a_rate_below_one_percent_is_told_in_weights(capsys):
     pruning.explain_low_rates(pruning.parse_args(['--rates', 'conv1=84,fc1=0.09,fc2=1,fc3=0']), AlexNet())
     assert capsys.readouterr().out == (

@@ -23,7 +23,7 @@ from net.arguments import RECIPES
 from net.checkpoint import PATH, Checkpoint
 from net.errors import UserError
 from net.files import one_run_per_folder
-from net.models import DENSE, PRUNED, SHARED, AlexNet, load_model, save_model
+from net.models import DENSE, PRUNED, SHARED, AlexNet, load_model
 from net.stage import already_written, duration, peak_memory
 
 RANKING = [*DIGITS, '--recipe', 'ranking']  # the recipe for digits holds out more images than there are
@@ -139,13 +139,18 @@ def test_the_scripts_note_which_images_each_model_was_trained_on(capsys):
     assert json.loads(Path('mine/images.json').read_text(encoding='utf-8')) == {'shared.ptmodel': expected}
 
 
-@pytest.mark.parametrize('note', [None, '{}', 'no JSON', '{"model.ptmodel": '])
-def test_a_model_from_elsewhere_which_has_no_note_is_taken(note):
-    save_model(AlexNet(2), 'model.ptmodel')
+NOTES = [None, '{}', 'no JSON', '{"model.ptmodel": ', '[1]', '{"model.ptmodel": 2}', '{"model.ptmodel": {"data": "x"}}']
+
+
+@pytest.mark.parametrize('note', NOTES)
+def test_a_model_from_elsewhere_which_has_no_note_that_could_be_read_is_taken(note):
     make_folder('pets')
     if note is not None:
         Path('images.json').write_text(note, encoding='utf-8')
-    stage.check_images('model.ptmodel', data.load_images('pets'), 'pets')
+    pets = data.load_images('pets')
+    stage.check_images('model.ptmodel', pets, 'pets')
+    stage.save(AlexNet(2), 'model.ptmodel', pets, 'pets')
+    stage.check_images('model.ptmodel', pets, 'pets')
 
 
 @pytest.mark.parametrize('script, arguments', [
