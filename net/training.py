@@ -87,15 +87,14 @@ def loss_of_batch(output, target, data, smoothing=0., teacher=None, teacher_shar
     """The loss of log-probabilities (n, classes), as a scalar tensor.
 
     Of each label, `smoothing` goes to all classes alike (Szegedy et al. 2016, section 7). With a teacher,
-    `teacher_share` of the loss is how far the network is from the teacher's answers to the images `data` and to their
-    mirror images, averaged; both are softened (Hinton et al. 2015, section 2).
+    `teacher_share` of the loss is how far the network is from the teacher's answers to the images `data`, both
+    softened (Hinton et al. 2015, section 2).
     """
     loss = F.cross_entropy(output, target, label_smoothing=smoothing) if smoothing else F.nll_loss(output, target)
     if teacher is None:
         return loss
     with torch.no_grad():
-        to_both = teacher(torch.cat([data, data.flip(3)])) / TEMPERATURE
-        answers = to_both.softmax(1).view(2, *output.shape).mean(0)
+        answers = (teacher(data) / TEMPERATURE).softmax(1)
     distance = F.kl_div((output / TEMPERATURE).log_softmax(1), answers, reduction='batchmean')
     # The square: as large a gradient as without a temperature.
     return (1 - teacher_share) * loss + teacher_share * TEMPERATURE ** 2 * distance
