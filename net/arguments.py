@@ -274,7 +274,7 @@ def add_training_arguments(parser):
     parser.groups['data'].add_argument('--validation', type=number(int, 1), metavar='N',
                                        help='report on N held-out training images, not on the test set')
     add = parser.groups['training'].add_argument
-    add('--recipe', choices=RECIPES, help='which result the defaults are for')
+    add('--recipe', choices=RECIPES, help='which result: the highest rate, little lost, the slides\' way, or digits')
     add('--batch-size', type=number(int, 1), metavar='N', help='images per training step')
     add('--test-batch-size', type=number(int, 1), metavar='N', default=1000, help='images per test step')
     add('--seed', type=number(int, 0, 2**63 - 1), metavar='N', default=42, help='random seed')
