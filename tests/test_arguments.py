@@ -216,11 +216,12 @@ def test_the_paper_prunes_once_with_the_rates_of_table_4_unless_others_are_given
 
 
 def test_the_help_shows_the_values_of_the_recipe_that_the_other_flags_choose(capsys):
-    for arguments, shown in [([], '(default: 2300)'), (['--data', 'digits'], '(default: 6000)'),
-                             (['--recipe', 'accurate'], '(default: 97000)')]:
+    for arguments, recipe in [('--help', 'ranking'), ('--help --data digits', 'digits'),
+                              ('--recipe accurate --help', 'accurate')]:
         with pytest.raises(SystemExit):
-            parse_pruning([*arguments, '--help'])
-        assert f'weights to keep in all {shown}' in ' '.join(capsys.readouterr().out.split())
+            parse_pruning(arguments.split())
+        keep = RECIPES[recipe]['pruning']['keep']
+        assert f'weights to keep in all (default: {keep})' in ' '.join(capsys.readouterr().out.split())
 
 
 def test_what_a_run_depends_on_are_all_settings_and_flags_but_those_that_only_show_something():

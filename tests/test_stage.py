@@ -6,6 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from net.arguments import RECIPES
 from net.checkpoint import PATH, Checkpoint
 from net.errors import UserError
 from net.files import one_run_per_folder
-from net.models import DENSE, PRUNED, SHARED, AlexNet, load_model
+from net.models import DENSE, PRUNED, SHARED, AlexNet, load_model, save_model
 from net.stage import already_written, duration, peak_memory
 
 RANKING = [*DIGITS, '--recipe', 'ranking']  # the recipe for digits holds out more images than there are
@@ -133,13 +134,20 @@ def test_pruning_of_a_loaded_model_refuses_other_images_as_well(trained_on_digit
 def test_the_scripts_note_which_images_each_model_was_trained_on(capsys):
     pruning.main([*RANKING, '--epochs', '1', '--keep', '20000', '--prune-steps', '1', '--retrain-epochs', '1'])
     weight_share.main([*DIGITS, '--epochs', '0', '--save-model-path', 'mine/shared.ptmodel'])
-    expected = {'data': 'digits', 'classes': list('0123456789')}
-    assert json.loads(Path('saves/images.json').read_text(encoding='utf-8')) == {
-        'initial_model.ptmodel': expected, 'model_after_retraining.ptmodel': expected}
-    assert json.loads(Path('mine/images.json').read_text(encoding='utf-8')) == {'shared.ptmodel': expected}
+    for folder, names in [('saves', ['initial_model.ptmodel', 'model_after_retraining.ptmodel']),
+                          ('mine', ['shared.ptmodel'])]:
+        crc32 = {name: zlib.crc32(Path(folder, name).read_bytes()) for name in names}
+        assert json.loads(Path(folder, 'images.json').read_text(encoding='utf-8')) == {
+            name: {'data': 'digits', 'classes': list('0123456789'), 'crc32': crc32[name]} for name in names}
 
 
-NOTES = [None, '{}', 'no JSON', '{"model.ptmodel": ', '[1]', '{"model.ptmodel": 2}', '{"model.ptmodel": {"data": "x"}}']
+def test_a_model_that_has_taken_the_place_of_the_one_that_was_noted_is_taken(trained_on_digits):
+    save_model(AlexNet(2), PRUNED)
+    stage.check_images(PRUNED, data.load_images('pets'), 'pets')
+
+
+NOTES = [None, '{}', 'no JSON', '{"model.ptmodel": ', '[1]', '{"model.ptmodel": 2}', '{"model.ptmodel": {"data": "x"}}',
+         '{"model.ptmodel": {"data": "x", "classes": ["a"], "crc32": 0}}']
 
 
 @pytest.mark.parametrize('note', NOTES)
@@ -148,6 +156,7 @@ def test_a_model_from_elsewhere_which_has_no_note_that_could_be_read_is_taken(no
     if note is not None:
         Path('images.json').write_text(note, encoding='utf-8')
     pets = data.load_images('pets')
+    save_model(AlexNet(2), 'model.ptmodel')
     stage.check_images('model.ptmodel', pets, 'pets')
     stage.save(AlexNet(2), 'model.ptmodel', pets, 'pets')
     stage.check_images('model.ptmodel', pets, 'pets')
