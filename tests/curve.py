@@ -10,6 +10,7 @@ import csv
 import sys
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
@@ -18,11 +19,12 @@ sys.path.insert(0, str(ROOT))
 from net import figures  # noqa: E402  (the path comes first)
 
 POINTS = ROOT / 'tests/data/curve.csv'
+WHOLE = 81_378_600  # bytes of the AlexNet as float32
 PUBLISHED = {  # results on the original images in the homework's layout: bytes, accuracy
     "homework's example": (485_484, 56.42),
-    'uuuChen/NTHU-Course-DataScience': (81_378_600 / 144.27, 58.13),
-    'Cathy-Kuo/NTHU-Data-Science': (81_378_600 / 169.32, 58.19),
-    'weiiii016/nthu-data-science-2026': (81_378_600 / 269.73, 59.99),
+    'uuuChen/NTHU-Course-DataScience': (WHOLE / 144.27, 58.13),
+    'Cathy-Kuo/NTHU-Data-Science': (WHOLE / 169.32, 58.19),
+    'weiiii016/nthu-data-science-2026': (WHOLE / 269.73, 59.99),
 }
 
 
@@ -43,7 +45,12 @@ def draw(points, folder):
     dense = numbers([point for point in points if point['recipe'] == 'dense'], 'accuracy')
     mean = sum(dense) / len(dense)
     axes.axhline(mean, color=figures.GREY, linestyle='--', label=f'dense, trained fully: {mean:.2f} %, 81 MB')
-    pruned = sorted((point for point in points if point['recipe'] != 'dense'), key=lambda point: int(point['weights']))
+    pruned = sorted((point for point in points if point['recipe'] not in ('dense', 'paper')),
+                    key=lambda point: int(point['weights']))
+    for point in points:
+        if point['recipe'] == 'paper':
+            axes.plot(float(point['bytes']), float(point['accuracy']), 'P', color=figures.PURPLE,
+                      label='as the slides ask')
     for n_bytes, accuracy, color, marker, label in [
             ('compact_bytes', 'compact_accuracy', figures.BLUE, 'o', 'compact file'),
             ('bytes', 'accuracy', figures.ORANGE, 's', "homework's layout")]:
@@ -55,6 +62,11 @@ def draw(points, folder):
         axes.plot(*point, marker, color=figures.BLACK, label=name)
     axes.set_xscale('log')
     axes.set_xlabel('bytes on disk (logarithmic)')
+    rates = axes.secondary_xaxis('top', functions=(lambda x: WHOLE / np.maximum(x, 1),) * 2)  # its own inverse
+    rates.set_xlabel('compression rate')
+    ticks = 20_000, 10_000, 5000, 2000, 1000, 500, 300, 200
+    rates.set_xticks(ticks, [f'{rate:,}x' for rate in ticks])
+    rates.minorticks_off()
     axes.set_ylabel('accuracy on the test images (%)')
     axes.set_title('What each point of accuracy costs')
     axes.grid(alpha=0.3)
