@@ -25,6 +25,7 @@ PADDING = 4  # pixels on every side, before the random crop
 SPLITS = 'train', 'test'
 DOWNLOAD_FOLDER = 'data'  # the only one that CIFAR-10 is downloaded into, unless it holds some of it already
 ARCHIVE, ARCHIVE_BYTES, ARCHIVE_MD5 = 'cifar-10-python.tar.gz', 170_498_071, 'c58f30108f718f92721af3b95e74349a'
+CIFAR10_CLASSES = 'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
 CIFAR10_PARTS = 'cifar-10-batches-py', ARCHIVE
 CLUTTER = {'__macosx', '@eadir', 'thumbs.db', 'desktop.ini'}  # what systems leave, in lower case
 MAX_PIXELS = 64_000_000  # of an image in memory, where each takes up to 12 bytes

@@ -16,7 +16,7 @@ from net import stage
 from net.arguments import HelpFormatter, output_file
 from net.compact.export import export, export_file
 from net.compact.format import compact_from_model, live_network_from_compact, model_from_compact
-from net.data import image_files, load_images, load_photo, normalize
+from net.data import CIFAR10_CLASSES, image_files, load_images, load_photo, normalize
 from net.errors import UserError
 from net.files import one_run_per_folder, replace_file
 from net.huffmancoding import naming
@@ -24,7 +24,6 @@ from net.models import COMPACT, check_lossless, load_model, save_model
 
 EXAMPLES = {line.split()[3]: line for line in __doc__.splitlines()[2:]}  # by verb
 SHIPPED = {path.stem: path for path in sorted(Path(__file__).parent.glob('*.dcan'))}
-CIFAR10_CLASSES = 'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
