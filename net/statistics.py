@@ -47,8 +47,8 @@ def read_stream(directory, parameter, prefix):
     distinct, counts = np.unique(values, return_counts=True)
     lengths = np.empty(0, int)
     if len(distinct):
-        preorder, leaves = decode_tree(unpack_bits(codebook_path.read_bytes()))
-        length_of = dict(zip(leaves.tolist(), map(len, code_words(preorder)), strict=True))
+        tree, leaves = decode_tree(unpack_bits(codebook_path.read_bytes()))
+        length_of = dict(zip(leaves.tolist(), map(len, code_words(tree)), strict=True))
         lengths = np.array([length_of[value] for value in distinct.tolist()])
     return Stream(parameter, part, counts, lengths, codebook_path.stat().st_size, data_path.stat().st_size)
 

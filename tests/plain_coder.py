@@ -99,16 +99,19 @@ def decode(directory, prefix, dtype):
 # ---- layers ----------------------------------------------------------------------------------------------------------
 
 def encode_conv(weights, name, directory):
-    """Write a convolution (Kn, Ch, W, H), float32, kernel by kernel; return the bytes written."""
+    """Write a convolution (Kn, Ch, W, H), float32, by the hint on the slides, literally; return the bytes written."""
     data, indices, indptr, length = [], [], [], []
+    # 1. Call "csr_matrix" for all (Kn * Ch) matrices (W, H), and get "data", "length of data", "indices", "indptr"
     for kernel in weights.reshape(-1, *weights.shape[2:]):
         matrix = csr_matrix(kernel)
         data.append(matrix.data)
         indices.append(matrix.indices)
         indptr.append(np.diff(matrix.indptr))
         length.append(matrix.nnz)
+    # 2. Concatenate each of these 4 parts into a one-dimensional list
     lists = {'data': np.concatenate(data), 'indices': np.concatenate(indices), 'indptr': np.concatenate(indptr),
              'length': np.array(length)}
+    # 3. Do huffman coding on these 4 lists individually
     return sum(sum(encode(values, f'{name}_csr_{part}', directory)) for part, values in lists.items())
 
 

@@ -37,11 +37,10 @@ class Small(nn.Module):
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-    """The encoded files of a small model: name -> bytes, without checksums; and a folder to put damaged ones in."""
-    folder = tmp_path_factory.mktemp('damage')
-    huffman_encode_model(Small(), folder / 'encodings', os.devnull)
-    (folder / 'encodings/SHA256SUMS').unlink()
-    return folder / 'encodings', {path.name: path.read_bytes() for path in sorted((folder / 'encodings').iterdir())}
+    """The encoded files of a small model: name -> bytes; and the folder, to put damaged ones in."""
+    folder = tmp_path_factory.mktemp('damage') / 'encodings'
+    huffman_encode_model(Small(), folder, os.devnull)
+    return folder, {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
@@ -108,7 +107,7 @@ def test_the_fuzz_test_reaches_every_file(files):
 
 def allowed_bytes(file_bytes, n_values):
     """The memory that decoding may take: what the README says."""
-    return 32e6 + 32 * (file_bytes + 4 * n_values)
+    return 32e6 + 48 * (file_bytes + 4 * n_values)
 
 
 def leaf(value):
@@ -125,14 +124,14 @@ def balanced(depth, first=0):
     return f'0{balanced(depth - 1, first)}{balanced(depth - 1, first + 2 ** (depth - 1))}'
 
 
-ONES = pack_bits(np.ones(1_000_000, np.uint8))
+ONES, MANY_ONES = (pack_bits(np.ones(n, np.uint8)) for n in (1_000_000, 16_000_000))
 HUGE = {  # makes the codebook; code, and how many values there should be
     'nothing but inner nodes': (lambda: bytes(1_000_000), bytes(2), 10 ** 6),
     'a codebook of more values than there are': (lambda: tree(balanced(17)), ONES, 100),
-    'a million values of one bit': (lambda: tree('0' + leaf(0) + leaf(1)), ONES, 100),
+    'millions of values of one bit': (lambda: tree('0' + leaf(0) + leaf(1)), MANY_ONES, 100),
     'a deep tree': (lambda: tree(''.join('0' + leaf(i) for i in range(20_000)) + leaf(0)), ONES, 20_001),
-    'codes that never fall into step': (lambda: tree(balanced(11)), ONES, 2 ** 11),
-    'a tree too large for a table of several bits': (lambda: tree(balanced(18)), ONES, 2 ** 18),
+    'a tree that takes the largest table': (lambda: tree(balanced(11)), ONES, 2 ** 11),
+    'a tree too large for a table of several bits': (lambda: tree(balanced(17)), ONES, 2 ** 17),
 }
 
 
@@ -150,60 +149,6 @@ def test_a_stream_that_is_far_too_long_takes_little_memory(make_codebook, code, 
     assert peak < allowed_bytes(len(codebook) + len(code), count)
 
 
-# ---- checksums -------------------------------------------------------------------------------------------------------
-
-def change_weight(directory):
-    """Another weight: a file that nothing but its checksum could tell is damaged."""
-    path = directory / 'fc1.weight_csr_data_codebook.bin'
-    path.write_bytes(flip(path.read_bytes(), 3, 1, None))
-
-
-def change_two(directory):
-    change_weight(directory)
-    (directory / 'conv1.bias').write_bytes(bytes(12))
-
-
-def drop_a_line(directory):
-    lines = (directory / 'SHA256SUMS').read_text(encoding='utf-8').splitlines(keepends=True)
-    (directory / 'SHA256SUMS').write_text(''.join(lines[1:]), encoding='utf-8')
-
-
-DAMAGED = {
-    'one value of a codebook': (change_weight, 'fc1.weight_csr_data_codebook.bin: differs from its checksum'),
-    'two files, the first of which is named': (change_two, 'conv1.bias: differs from its checksum in SHA256SUMS'),
-    'a missing file': (lambda directory: (directory / 'fc2.bias').unlink(), 'fc2.bias: cannot be read'),
-    'a line of the checksums cut off': (lambda directory: os.truncate(directory / 'SHA256SUMS', 100),
-                                        'SHA256SUMS: expected lines of a checksum and a file name, got'),
-    'checksums of only some files': (drop_a_line, 'SHA256SUMS: does not list conv1.bias'),
-    'no checksums at all': (lambda directory: os.truncate(directory / 'SHA256SUMS', 0), 'SHA256SUMS: does not list'),
-    'checksums that are no text': (lambda directory: (directory / 'SHA256SUMS').write_bytes(b'\xff\xfe'), 'SHA256SUMS'),
-    'checksums of a file elsewhere': (
-        lambda directory: (directory / 'SHA256SUMS').write_text(f'{"0" * 64}  ../log.txt\n', encoding='utf-8'),
-        "got '0+  ../log.txt'"),
-}
-
-
-@pytest.mark.parametrize('damage, message', DAMAGED.values(), ids=DAMAGED)
-def test_the_first_file_that_differs_from_its_checksum_is_named_and_nothing_decoded(damage, message):
-    huffman_encode_model(Small(), 'encodings')
-    damage(Path('encodings'))
-    model = Small()
-    model.conv1.weight.data.fill_(9)
-    with pytest.raises(ValueError, match=f'^encodings.{message}' if ':' in message else message):
-        huffman_decode_model(model, 'encodings')
-    assert (model.conv1.weight == 9).all()
-
-
-def test_checksums_are_not_needed_to_decode():
-    huffman_encode_model(Small(), 'encodings')
-    Path('encodings/SHA256SUMS').unlink()
-    model = Small()
-    for param in model.parameters():
-        param.data.fill_(9)
-    huffman_decode_model(model, 'encodings')
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), Small().parameters(), strict=True))
-
-
 # ---- hostile files ---------------------------------------------------------------------------------------------------
 
 def test_a_plain_load_of_the_hostile_pickle_would_run_its_command():
@@ -216,7 +161,6 @@ def test_a_plain_load_of_the_hostile_pickle_would_run_its_command():
 def test_pickles_of_older_coders_are_refused_and_not_run(name, content):
     """Public versions of the homework write biases with `ndarray.dump`, and decode whatever such a file says."""
     huffman_encode_model(Small(), 'encodings')
-    Path('encodings/SHA256SUMS').unlink()
     Path('encodings', name).write_bytes(content.dumps() if hasattr(content, 'dumps') else pickle.dumps(content))
     with pytest.raises(ValueError, match=f'^encodings.{name}: '):
         huffman_decode_model(Small(), 'encodings')
@@ -224,7 +168,7 @@ def test_pickles_of_older_coders_are_refused_and_not_run(name, content):
 
 
 @pytest.mark.parametrize('planted', ['.encodings.new', '.encodings.old', 'encodings', 'encodings/fc1.bias',
-                                     'encodings/SHA256SUMS'])
+                                     'encodings/.gitkeep'])
 def test_encoding_never_follows_a_planted_link(planted):
     Path('elsewhere').mkdir()
     Path('elsewhere/precious').write_text('mine', encoding='utf-8')
@@ -232,7 +176,7 @@ def test_encoding_never_follows_a_planted_link(planted):
     if planted == 'encodings':
         Path(planted).rmdir()
     plant_link(planted, Path('elsewhere' if '/' not in planted else 'elsewhere/precious').absolute())
-    with pytest.raises(ValueError, match='got a link|holds|expected a directory'):
+    with pytest.raises(ValueError, match='holds|expected a directory'):
         huffman_encode_model(Small(), 'encodings')
     assert os.listdir('elsewhere') == ['precious'] and Path('elsewhere/precious').read_text(encoding='utf-8') == 'mine'
 

@@ -43,7 +43,7 @@ def test_all_encoded_files_are_flushed_before_the_two_renames_and_the_folder_aft
     calls.clear()
     huffman_encode_model(model, 'parent/encodings', os.devnull)
     files = sorted(os.listdir('parent/encodings'))
-    assert len(files) == 8 + 1 + 6 + 1 + 1  # a convolution, a fully connected layer, SHA256SUMS
+    assert len(files) == 8 + 1 + 6 + 1  # a convolution, a fully connected layer
     assert sorted(calls[:len(files)]) == [('flush', name) for name in files]
     assert calls[len(files):] == [('flush', '.encodings.new'), ('rename', '.encodings.old'), ('rename', 'encodings'),
                                   ('flush', 'parent')]
