@@ -8,8 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 import util
 from net import stage
 from net.arguments import parse_coding as parse_args
@@ -20,6 +18,8 @@ from net.huffmancoding import huffman_decode_model, huffman_encode_model
 from net.live import live_units
 from net.models import PRUNED, SHARED, AlexNet, check_lossless, save_model
 from net.statistics import entropy_table, read_streams
+
+import torch
 
 DIRECTORY = 'encodings/'
 

@@ -8,10 +8,6 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch.optim.lr_scheduler import LinearLR
-from tqdm import tqdm
-
 import util
 from net import stage
 from net.arguments import RECIPES, arguments_of_run, flag
@@ -33,6 +29,10 @@ from net.training import (
     retraining,
     training_between_steps,
 )
+
+import torch
+from torch.optim.lr_scheduler import LinearLR
+from tqdm import tqdm
 
 PHASES = 'initial training', 'pruning', 'retraining'
 

@@ -1,9 +1,9 @@
 """What the scaffold's util.py has: the log, the printed tables, and the test."""
-import torch
-import torch.nn.functional as F
-
 from net.data import load_images, normalize
 from net.errors import UserError
+
+import torch
+import torch.nn.functional as F
 
 
 def log(content, filename='log.txt'):

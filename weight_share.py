@@ -2,8 +2,6 @@
 from functools import partial
 from pathlib import Path
 
-import torch
-
 import util
 from net import stage
 from net.arguments import arguments_of_run
@@ -16,6 +14,8 @@ from net.models import PRUNED
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
 from net.training import training_of_shared_values
 from pruning import fit
+
+import torch
 
 
 def main(argv=None):

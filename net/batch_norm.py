@@ -1,12 +1,12 @@
 """Batch normalisation while a network is trained; afterwards it is part of the weights and biases."""
 from contextlib import contextmanager
 
+from net.errors import UserError
+from net.models import replace_zeros
+
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
-
-from net.errors import UserError
-from net.models import replace_zeros
 
 LEAST_NORM = 1e-5  # of the incoming weights of a unit, below which it counts as receiving nothing
 

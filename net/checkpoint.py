@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from net.errors import UserError
 from net.files import load_archive, save_archive
 from net.live import count_alive, count_hidden_units
+
+import torch
 
 PATH = Path('saves/checkpoint.pt')
 FIELDS = {'script': str, 'arguments': dict, 'images': str, 'phase': str, 'epoch': int, 'model': dict,

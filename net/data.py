@@ -8,12 +8,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
+from net.errors import UserError
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-
-from net.errors import UserError
 
 # torchvision, Pillow and scikit-learn take seconds to import, so that happens in the functions that need them.
 

@@ -2,14 +2,14 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from net.files import replace_file
+from net.live import count_nonzeros, live_units
+from net.statistics import PARTS
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
-
-from net.files import replace_file
-from net.live import count_nonzeros, live_units
-from net.statistics import PARTS
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers and dashes tell them apart in grey.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, BLACK, GREY = (

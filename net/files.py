@@ -6,9 +6,9 @@ import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-
 from net.errors import UserError
+
+import torch
 
 LOCK = '.lock'  # in the folder that a script is started in
 COMPACT_MAGIC = b'DCAN'  # what a compact file begins with

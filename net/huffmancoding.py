@@ -19,11 +19,11 @@ import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import util
+
 import numpy as np
 import torch
 from scipy.sparse import csc_matrix, csr_matrix
-
-import util
 
 STRAY = r'\..*|Thumbs\.db|desktop\.ini'  # dot-files, and what file managers leave in folders
 UserError = getattr(util, 'UserError', ValueError)  # another util.py may not have it

@@ -6,11 +6,11 @@ outputs. That holds for AlexNet, whose last convolution leaves one value per cha
 from contextlib import contextmanager
 from itertools import pairwise
 
+from net.errors import UserError
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from net.errors import UserError
 
 
 def count_alive(model):

@@ -1,12 +1,12 @@
 """The network of the homework, and its `.ptmodel` files."""
-import torch
-import torch.nn.functional as F
-from torch import nn
-
 from net.errors import UserError
 from net.files import COMPACT_MAGIC, begins_with, load_archive, save_archive
 from net.live import live_part
 from net.prune import PruningModule
+
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 # What one script writes and the next one reads.
 DENSE = 'saves/initial_model.ptmodel'

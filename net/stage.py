@@ -9,14 +9,14 @@ import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy
-import torch
-
 import util
 from net.data import load_images
 from net.errors import UserError
 from net.files import replace_file
 from net.models import load_model, save_model
+
+import numpy
+import torch
 
 IMAGES_NOTE = 'images.json'  # beside models: which images each was trained on
 ENTRY = {'data', 'classes', 'crc32'}  # of the note, for each model

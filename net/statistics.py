@@ -2,9 +2,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from net.huffmancoding import code_words, decode_tree, huffman_decode, unpack_bits
+
+import numpy as np
 
 PARTS = 'data', 'indices', 'indptr', 'length'
 

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
-
 from net.errors import UserError
 from net.live import live_network, state_like
 from net.models import DENSE, load_model
+
+import torch
+import torch.nn.functional as F
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 
 TEMPERATURE = 2  # that the answers of a teacher, and of the network that learns from it, are divided by
 OPTIMIZERS = {  # name -> optimizer, the course of its learning rate, and the part of the steps in which that rises

@@ -28,8 +28,6 @@ from scipy.special import gammaln
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import plain_coder  # noqa: E402
-
 import pruning  # noqa: E402
 from net import huffmancoding  # noqa: E402
 from net.arguments import RECIPES  # noqa: E402
@@ -45,6 +43,8 @@ from net.live import live_part, remove_dead_weights  # noqa: E402
 from net.models import AlexNet, load_model  # noqa: E402
 from net.quantization import apply_weight_sharing  # noqa: E402
 from net.training import Training, loss_of_batch, pruned_weights  # noqa: E402
+
+import plain_coder  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 COMPACT = ROOT / 'net/compact/smallest.dcan'

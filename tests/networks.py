@@ -1,7 +1,7 @@
 """Networks that tests prune."""
-from torch import nn
-
 from net.prune import PruningModule
+
+from torch import nn
 
 
 class Sequential(PruningModule, nn.Sequential):

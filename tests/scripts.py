@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import pruning
 from net import stage
+
+import pytest
 
 ROOT = Path(pruning.__file__).parent
 SMALLEST = ROOT / 'net/compact/smallest.dcan'

@@ -7,6 +7,13 @@ import pickle
 import re
 from pathlib import Path
 
+import huffman_coding
+import pruning
+import weight_share
+from net import stage
+from net.arguments import RECIPES, arguments_of_run, parse_pruning, parse_sharing
+from net.models import AlexNet, save_model
+
 import pytest
 import torch
 import torchvision.datasets.cifar
@@ -14,13 +21,6 @@ from hostile import RunsCommand
 from PIL import Image
 from scripts import DIGITS
 from small import sparse_model
-
-import huffman_coding
-import pruning
-import weight_share
-from net import stage
-from net.arguments import RECIPES, arguments_of_run, parse_pruning, parse_sharing
-from net.models import AlexNet, save_model
 
 SCRIPTS = {'pruning': pruning, 'weight_share': weight_share, 'huffman_coding': huffman_coding}
 

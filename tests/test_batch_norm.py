@@ -1,13 +1,13 @@
 """Batch normalisation around a training: what it computes, and that it leaves no trace."""
 from functools import partial
 
+from net.batch_norm import batch_normalised
+from net.models import AlexNet
+
 import pytest
 import torch
 import torch.nn.functional as F
 from small import WIDTHS
-
-from net.batch_norm import batch_normalised
-from net.models import AlexNet
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)  # rounding adds up over layers
 

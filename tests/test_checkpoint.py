@@ -5,10 +5,6 @@ import re
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-import torch
-from hostile import RunsCommand
-
 import pruning
 import weight_share
 from net import stage
@@ -21,6 +17,10 @@ from net.live import live_part, remove_dead_weights
 from net.models import AlexNet
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
 from net.training import OPTIMIZERS, Training, loss_of_batch, make_optimizer
+
+import pytest
+import torch
+from hostile import RunsCommand
 
 NAME = re.escape(str(PATH))
 WIDTHS = (16,) * 7  # units: the size does not matter here

@@ -1,13 +1,6 @@
 import zlib
 from itertools import pairwise
 
-import numpy as np
-import pytest
-import small
-import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-
 from net.compact import format as compact_format
 from net.compact.format import (
     Reader,
@@ -30,6 +23,13 @@ from net.huffmancoding import pack_bits
 from net.live import sort_units
 from net.models import AlexNet, load_model, save_model
 from net.quantization import apply_weight_sharing
+
+import numpy as np
+import pytest
+import small
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 
 def bits_from(text):

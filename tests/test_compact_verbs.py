@@ -8,12 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import small
-import torch
-from PIL import Image
-from scripts import DIGITS, ROOT, SMALLEST, error_of
-
 import weight_share
 from net.compact import __main__ as compact
 from net.compact import format as compact_format
@@ -22,6 +16,12 @@ from net.data import load_photo, normalize
 from net.files import one_run_per_folder
 from net.models import COMPACT, AlexNet, load_model, save_model
 from net.quantization import apply_weight_sharing
+
+import pytest
+import small
+import torch
+from PIL import Image
+from scripts import DIGITS, ROOT, SMALLEST, error_of
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """The measured points of the README's first figure."""
+from net import figures
+
 import curve
 import pytest
 from scripts import ROOT
-
-from net import figures
 
 POINTS = curve.read_points()
 MADE = [point for point in POINTS if point['recipe'] != 'dense']

@@ -5,14 +5,6 @@ import re
 import tracemalloc
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from hostile import RunsCommand, plant_link
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
-
 from net.huffmancoding import (
     dump_bias,
     huffman_decode,
@@ -21,6 +13,14 @@ from net.huffmancoding import (
     huffman_encode_model,
     pack_bits,
 )
+
+import numpy as np
+import pytest
+import torch
+from hostile import RunsCommand, plant_link
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 
 class Small(nn.Module):

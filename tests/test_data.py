@@ -3,15 +3,15 @@ import re
 from http.client import BadStatusLine, IncompleteRead, InvalidURL
 from pathlib import Path
 
+from net import data
+from net.data import ARCHIVE, Images, batches, load_images, normalize, random_crop, random_flip
+
 import numpy as np
 import pytest
 import torch
 import torchvision.datasets
 from PIL import Image
 from torchvision import transforms
-
-from net import data
-from net.data import ARCHIVE, Images, batches, load_images, normalize, random_crop, random_flip
 
 
 def random_images(n, n_classes=10):

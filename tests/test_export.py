@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-from scripts import SMALLEST
-
 from net.compact.__main__ import CIFAR10_CLASSES, main
 from net.compact.export import CONTRACT
 from net.compact.format import live_network_from_compact
 from net.data import normalize
+
+import pytest
+import torch
+from scripts import SMALLEST
 
 
 @pytest.fixture(scope='module')

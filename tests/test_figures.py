@@ -4,11 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from scripts import ROOT
-
 import huffman_coding
 import pruning
 import weight_share
@@ -16,6 +11,11 @@ from net import data, figures
 from net.checkpoint import PATH, Checkpoint
 from net.models import AlexNet
 from net.statistics import Stream
+
+import numpy as np
+import pytest
+import torch
+from scripts import ROOT
 
 LAYERS = list(AlexNet.DEFAULT_PRUNE_RATE)
 

@@ -2,11 +2,11 @@
 import os
 from pathlib import Path
 
-import pytest
-from torch import nn
-
 from net.files import replace_file
 from net.huffmancoding import huffman_encode_model
+
+import pytest
+from torch import nn
 
 pytestmark = pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='tells no names of open files')
 

@@ -7,16 +7,6 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-import plain_coder
-import pytest
-import torch
-from bitarray.util import huffman_code
-from hostile import plant_link
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
-
 from net import huffmancoding
 from net.huffmancoding import (
     calc_index_diff,
@@ -40,6 +30,16 @@ from net.huffmancoding import (
     reconstruct_indptr,
     unpack_bits,
 )
+
+import numpy as np
+import plain_coder
+import pytest
+import torch
+from bitarray.util import huffman_code
+from hostile import plant_link
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 few = settings(max_examples=60)
 

@@ -4,13 +4,13 @@ import struct
 import zlib
 from pathlib import Path
 
+from net import data
+from net.data import SIZE, image_files, load_images, load_photo
+
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torchvision.datasets import ImageFolder
-
-from net import data
-from net.data import SIZE, image_files, load_images, load_photo
 
 RED, GREEN, BLUE, ORANGE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 100, 50)
 

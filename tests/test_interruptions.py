@@ -7,16 +7,16 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-import small
-import torch
-from scripts import DIGITS, ROOT, error_of, start
-
 import huffman_coding
 import pruning
 import weight_share
 from net.huffmancoding import huffman_decode_model, huffman_encode_model
 from net.models import AlexNet, load_model, save_model
+
+import pytest
+import small
+import torch
+from scripts import DIGITS, ROOT, error_of, start
 
 ACCURATE = [*DIGITS, '--recipe', 'accurate']  # with a teacher, which has to be found again, and batch normalisation
 PRUNING = [pruning, *ACCURATE, '--epochs', '3', '--prune-steps', '4', '--keep', '20000', '--retrain-epochs', '4']

@@ -3,18 +3,18 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 
+from net import models
+from net.live import live_network, live_part, live_units, remove_dead_weights, sort_units
+from net.models import AlexNet
+from net.prune import PruningModule
+from net.quantization import codebooks_as_parameters
+
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import Sequential
 from small import WIDTHS
 from torch import nn
-
-from net import models
-from net.live import live_network, live_part, live_units, remove_dead_weights, sort_units
-from net.models import AlexNet
-from net.prune import PruningModule
-from net.quantization import codebooks_as_parameters
 
 
 class Chain(PruningModule):

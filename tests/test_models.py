@@ -6,14 +6,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import net.models
+from net.models import AlexNet, load_model, save_model
+
 import pytest
 import torch
 from hostile import RunsCommand, plant_link
 from torch import nn
 from torch.nn.utils import prune
-
-import net.models
-from net.models import AlexNet, load_model, save_model
 
 small_runs = pytest.mark.usefixtures('small_runs')
 

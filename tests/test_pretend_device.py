@@ -3,13 +3,6 @@ import io
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
-import pytest
-import sklearn.datasets
-import torch
-from torch import nn
-from torch.nn.utils import parametrize
-
 import huffman_coding
 import pruning
 import weight_share
@@ -18,6 +11,13 @@ from net.checkpoint import Checkpoint
 from net.compact import __main__ as compact
 from net.compact import format as compact_format
 from net.models import AlexNet, load_model
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
 if torch.cuda.is_available():  # then the tests for a GPU run, and PyTorch wants one kind of accelerator in a process
     pytest.skip('there is a GPU', allow_module_level=True)

@@ -1,3 +1,8 @@
+from net import prune
+from net.live import live_part, live_units
+from net.models import AlexNet
+from net.prune import PruningModule, amount_to_keep, count_threshold, number_to_keep
+
 import numpy as np
 import pytest
 import torch
@@ -5,11 +10,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-
-from net import prune
-from net.live import live_part, live_units
-from net.models import AlexNet
-from net.prune import PruningModule, amount_to_keep, count_threshold, number_to_keep
 
 
 class TinyNet(PruningModule):

@@ -3,12 +3,6 @@ import io
 import re
 import sys
 
-import pytest
-import torch
-import torch.nn.functional as F
-from networks import Sequential
-from torch import nn
-
 import pruning
 from net import training
 from net.checkpoint import PATH, Checkpoint, Epoch
@@ -17,6 +11,12 @@ from net.errors import UserError
 from net.live import count_hidden_units, live_part, live_units
 from net.models import AlexNet, narrow_alexnet
 from net.training import Training, loss_of_batch
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Sequential
+from torch import nn
 
 
 def tiny_net():

@@ -1,3 +1,7 @@
+from net.models import AlexNet
+from net.prune import PruningModule
+from net.quantization import apply_weight_sharing, codebooks_as_parameters, kmeans
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +11,6 @@ from hypothesis import strategies as st
 from networks import Sequential
 from small import WIDTHS
 from torch import nn
-
-from net.models import AlexNet
-from net.prune import PruningModule
-from net.quantization import apply_weight_sharing, codebooks_as_parameters, kmeans
 
 
 def share(weights, bits):

@@ -1,13 +1,13 @@
 """The model of the README's table, made by the three scripts with their default arguments, as its encoded files."""
 from pathlib import Path
 
-import pytest
-
 import huffman_coding
 import util
 from net.huffmancoding import huffman_decode_model, huffman_encode_model
 from net.live import live_network
 from net.models import AlexNet
+
+import pytest
 
 ENCODINGS = Path(__file__).parent / 'data' / 'ranking'
 

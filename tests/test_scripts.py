@@ -9,18 +9,18 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-import torch
-import torch.nn.functional as F
-from scripts import DIGITS, ROOT
-from small import WIDTHS, make_small
-
 import huffman_coding
 import pruning
 import weight_share
 from net import stage, training
 from net.arguments import RECIPES
 from net.models import AlexNet, load_model, save_model
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scripts import DIGITS, ROOT
+from small import WIDTHS, make_small
 
 SHORT = [*DIGITS, '--recipe', 'paper', '--retrain-epochs', '1']
 

@@ -1,12 +1,12 @@
 """The compact files that come with the code: those of the README's table."""
 import zlib
 
-import pytest
-
 import util
 from net.compact.__main__ import SHIPPED, main
 from net.compact.format import compact_from_model, live_network_from_compact, model_from_compact
 from net.models import check_lossless, load_model
+
+import pytest
 
 AT_LEAST = {'accurate': (900, 76), 'smallest': (25_000, 60)}  # name -> compression rate, accuracy in percent
 CRC_32 = {'accurate': 0xd17bd1a7, 'smallest': 0x03243de0}  # name -> of all parameters, one after the other

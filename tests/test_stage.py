@@ -9,13 +9,6 @@ import sys
 import zlib
 from pathlib import Path
 
-import pytest
-import small
-import torch
-from scripts import DIGITS, ROOT, error_of, start
-from small import sparse_model
-from test_data import make_folder
-
 import huffman_coding
 import pruning
 import weight_share
@@ -26,6 +19,13 @@ from net.errors import UserError
 from net.files import one_run_per_folder
 from net.models import DENSE, PRUNED, SHARED, AlexNet, load_model, save_model
 from net.stage import already_written, duration, peak_memory
+
+import pytest
+import small
+import torch
+from scripts import DIGITS, ROOT, error_of, start
+from small import sparse_model
+from test_data import make_folder
 
 RANKING = [*DIGITS, '--recipe', 'ranking']  # the recipe for digits holds out more images than there are
 

@@ -1,12 +1,12 @@
 """The code lengths and the entropy of encoded streams."""
+from net.huffmancoding import huffman_encode, huffman_encode_model
+from net.models import AlexNet
+from net.statistics import Stream, entropy_table, read_stream, read_streams
+
 import numpy as np
 import pytest
 import torch
 from small import WIDTHS
-
-from net.huffmancoding import huffman_encode, huffman_encode_model
-from net.models import AlexNet
-from net.statistics import Stream, entropy_table, read_stream, read_streams
 
 
 @pytest.mark.parametrize('values, counts, lengths, entropy_bits', [

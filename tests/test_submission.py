@@ -6,16 +6,16 @@ import zipfile
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
-import torch
-from hostile import plant_link
-from scripts import DIGITS, ROOT, error_of
-
 import huffman_coding
 from net import stage
 from net.data import load_images
 from net.errors import UserError
 from net.models import AlexNet, narrow_alexnet, save_model
+
+import pytest
+import torch
+from hostile import plant_link
+from scripts import DIGITS, ROOT, error_of
 
 pytestmark = pytest.mark.usefixtures('small_runs')
 

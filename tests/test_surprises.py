@@ -3,18 +3,18 @@ import os
 import re
 from pathlib import Path
 
+import huffman_coding
+import pruning
+import weight_share
+from net import stage
+from net.models import AlexNet, save_model
+
 import pytest
 import torch
 import torchvision.datasets
 from scripts import DIGITS, error_of
 from small import sparse_model
 from test_data import make_folder
-
-import huffman_coding
-import pruning
-import weight_share
-from net import stage
-from net.models import AlexNet, save_model
 
 pytestmark = pytest.mark.usefixtures('small_runs')
 

@@ -1,13 +1,13 @@
 from pathlib import Path
 
+import util
+from net.models import AlexNet
+
 import numpy as np
 import pytest
 import torch
 from test_data import random_images
 from torch import nn
-
-import util
-from net.models import AlexNet
 
 # ---- log and printed tables ------------------------------------------------------------------------------------------
 

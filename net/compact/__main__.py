@@ -9,8 +9,6 @@ import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
-
 import util
 from net import stage
 from net.arguments import HelpFormatter, output_file
@@ -21,6 +19,8 @@ from net.errors import UserError
 from net.files import one_run_per_folder, replace_file
 from net.huffmancoding import naming
 from net.models import COMPACT, check_lossless, load_model, save_model
+
+import torch
 
 EXAMPLES = {line.split()[3]: line for line in __doc__.splitlines()[2:]}  # by verb
 SHIPPED = {path.stem: path for path in sorted(Path(__file__).parent.glob('*.dcan'))}

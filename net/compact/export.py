@@ -9,12 +9,12 @@ import io
 import json
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from net.arguments import output_file
 from net.data import SIZE, normalize
 from net.files import replace_file
+
+import torch
+from torch import nn
 
 CONTRACT = {'input': 'pixels: uint8 (n, 3, 32, 32), RGB, 0 to 255', 'output': 'log-probabilities: float32 (n, classes)'}
 

@@ -41,13 +41,13 @@ come their values, row by row. The ways are
 import zlib
 from itertools import pairwise
 
-import numpy as np
-import torch
-
 from net.errors import UserError
 from net.files import COMPACT_MAGIC
 from net.huffmancoding import code_words, huffman_tree, pack_bits, unpack_bits
 from net.models import WIDTHS, AlexNet
+
+import numpy as np
+import torch
 
 VERSION = 1
 ROWS, COLUMNS, SORTED_ROWS = range(3)  # how the non-zeros of a matrix are given
