@@ -28,10 +28,10 @@ from net.training import (
     pruned_weights,
     retraining,
     training_between_steps,
+    warm_up,
 )
 
 import torch
-from torch.optim.lr_scheduler import LinearLR
 from tqdm import tqdm
 
 PHASES = 'initial training', 'pruning', 'retraining'
@@ -94,7 +94,7 @@ def prune_gradually(model, images, args, training, checkpoint):
     weights_before = {name: count_nonzeros(layer) for name, layer in model.layers()}
     units_before = count_hidden_units(model)
     optimizer = make_optimizer(model, training)
-    scheduler = LinearLR(optimizer, 0.01, total_iters=100)  # a warm-up, then constant
+    scheduler = warm_up(optimizer, training, len(images.labels))
     title = f'Pruning step {{}}/{args.prune_steps}'
     for epoch in checkpoint.epochs(training.epochs, model, optimizer, scheduler, title):
         prune(model, args, epoch.number, weights_before, units_before)

@@ -56,7 +56,7 @@ def remove_dead_weights(model, drop_constants=False):
 
 def _remove_constant_units(layer, following, drop_constants):
     removed = (layer.weight.data == 0).flatten(1).all(1)  # receive nothing
-    constants = torch.zeros_like(removed, dtype=torch.float) if layer.bias is None else F.relu(layer.bias.data)
+    constants = torch.zeros_like(removed, dtype=layer.weight.dtype) if layer.bias is None else F.relu(layer.bias.data)
     if isinstance(following, nn.Linear) and following.bias is not None:
         following.bias.data += following.weight.data[:, removed] @ constants[removed]
     elif not drop_constants:

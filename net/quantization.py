@@ -23,7 +23,7 @@ def apply_weight_sharing(model, bits=5, fc_bits=None, layer_bits=None, bias_bits
     """
     fc_bits, layer_bits = bits if fc_bits is None else fc_bits, layer_bits or {}
     _check_bits(model, bits, fc_bits, layer_bits, bias_bits)
-    for name, module in model.named_children():
+    for name, module in _layers(model):
         weight = module.weight.data
         if weight.dim() == 2:  # Fully connected layers
             quan_range = 2 ** layer_bits.get(name, fc_bits)
@@ -31,9 +31,13 @@ def apply_weight_sharing(model, bits=5, fc_bits=None, layer_bits=None, bias_bits
             quan_range = 2 ** layer_bits.get(name, bits)
         _share(name, weight, quan_range)
     if bias_bits is not None:
-        for name, module in model.named_children():
+        for name, module in _layers(model):
             if module.bias is not None:
                 _share(f'{name}.bias', module.bias.data, 2 ** bias_bits)
+
+
+def _layers(model):
+    return [(name, module) for name, module in model.named_children() if isinstance(module, (nn.Conv2d, nn.Linear))]
 
 
 def _share(name, weight, quan_range):
@@ -47,7 +51,7 @@ def _share(name, weight, quan_range):
 
 
 def _check_bits(model, bits, fc_bits, layer_bits, bias_bits):
-    layers = dict(model.named_children())
+    layers = dict(_layers(model))
     for name in layer_bits:
         if name not in layers:
             raise UserError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')

@@ -10,7 +10,7 @@ from net.models import DENSE, load_model
 
 import torch
 import torch.nn.functional as F
-from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, LinearLR, OneCycleLR
 
 TEMPERATURE = 2  # that the answers of a teacher, and of the network that learns from it, are divided by
 OPTIMIZERS = {  # name -> optimizer, the course of its learning rate, and the part of the steps in which that rises
@@ -83,6 +83,13 @@ def one_cycle(optimizer, training, n_images):
     return OneCycleLR(optimizer, training.lr, n_steps, pct_start=warm_up, anneal_strategy=course, cycle_momentum=False)
 
 
+def warm_up(optimizer, training, n_images):
+    """The learning rate of all steps of gradual pruning: constant after it has risen, in a third of them at most."""
+    n_steps = training.epochs * math.ceil(n_images / training.batch_size)
+    rising = min(100, n_steps // 3)
+    return LinearLR(optimizer, 0.01, total_iters=rising) if rising else ConstantLR(optimizer, factor=1)
+
+
 def loss_of_batch(output, target, data, smoothing=0., teacher=None, teacher_share=0.):
     """The loss of log-probabilities (n, classes), as a scalar tensor.
 
@@ -119,7 +126,7 @@ def average_loss(losses, model, title, lr_flag):
     losses = torch.stack(losses)
     failed = (~torch.isfinite(losses)).nonzero().flatten().tolist()
     if failed or not all(torch.isfinite(param).all() for param in model.parameters()):
-        step = failed[0] if failed else len(losses)
-        raise UserError(f'{title}, step {step + 1}: the loss is no longer finite, the training has failed: start again '
+        step = failed[0] + 1 if failed else len(losses)
+        raise UserError(f'{title}, step {step}: the loss is no longer finite, the training has failed: start again '
                         f'with a lower {lr_flag} and --restart')
     return losses.mean().item()
