@@ -151,9 +151,9 @@ def run_stage(args, header):
         print('--- Pruning ---')
         with dense_model_named(args):
             prune_gradually(model, images, args, training_between_steps(args, images.labels.device), checkpoint)
+        report('accuracy_after_pruning', model)
         print('--- After pruning ---')
         util.print_nonzeros(model, args.log)
-        report('accuracy_after_pruning', model)
 
     checkpoint.enter('retraining', model)
     print('--- Retraining ---')
@@ -216,7 +216,8 @@ def dense_model_named(args):
     except UserError as error:
         if args.load_model_path:
             raise
-        raise UserError(f'{error} (without the first training again: --load-model-path {DENSE} --restart)') from error
+        raise UserError(f'{error} (--restart --load-model-path {DENSE} in place of --epochs, --lr and --start-units does '
+                        'without the first training)') from error
 
 
 def explain_narrow_start(args):

@@ -247,7 +247,8 @@ def first_look(argv):
 
 
 def default_recipe(asked):
-    return 'digits' if asked.data == 'digits' else 'ranking'
+    own_images = Path('digits/train').is_dir() or Path('digits/test').is_dir()
+    return 'digits' if asked.data == 'digits' and not own_images else 'ranking'
 
 
 def refuse_without_effect(parser, argv, rules):

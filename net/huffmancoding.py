@@ -436,7 +436,7 @@ def _replacing(target, model):
     old ones wait in `.<name>.old` until the next encoder puts them back: whoever reads changes nothing.
     """
     new, old = (target.with_name(f'.{target.name}.{age}') for age in ('new', 'old'))
-    for directory in [target]:
+    for directory in target, new, old:
         _strays(directory, model)  # refuses what is not the encoder's
     if old.exists() and not target.exists():
         os.rename(old, target)

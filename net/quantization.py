@@ -43,7 +43,7 @@ def _layers(model):
 def _share(name, weight, quan_range):
     shared = weight.cpu().numpy().copy()
     alive = shared != 0  # 1. the unpruned weights
-    centroids, labels = kmeans(shared[alive], quan_range)  # 2. cluster them
+    centroids, labels = kmeans(shared[alive], quan_range)  # 2. cluster them: `cluster_starts` has the KMeans
     shared[alive] = centroids[labels]  # 3. each takes the centroid of its cluster, in its old place
     shared[~alive] = 0  # +0.0, also where a weight was -0.0
     weight.copy_(torch.from_numpy(shared))  # 4. back into the model
@@ -60,7 +60,7 @@ def _check_bits(model, bits, fc_bits, layer_bits, bias_bits):
             raise UserError(f'bits must be 1 to 8, got {value}')
 
 
-# ---- k-means: what guards odd cases ----------------------------------------------------------------------------------
+# ---- k-means, and what guards its odd cases --------------------------------------------------------------------------
 
 def kmeans(weights, n_clusters):
     """Non-zero weights (n,), float32 -> centroids, float32, ascending, none of them zero; the label of each weight.

@@ -79,8 +79,8 @@ def one_cycle(optimizer, training, n_images):
     n_steps = training.epochs * math.ceil(n_images / training.batch_size)
     if n_steps <= 10:  # too few to rise and fall
         return ConstantLR(optimizer, factor=1)
-    _, course, warm_up = OPTIMIZERS[training.optimizer]
-    return OneCycleLR(optimizer, training.lr, n_steps, pct_start=warm_up, anneal_strategy=course, cycle_momentum=False)
+    _, course, rising = OPTIMIZERS[training.optimizer]
+    return OneCycleLR(optimizer, training.lr, n_steps, pct_start=rising, anneal_strategy=course, cycle_momentum=False)
 
 
 def warm_up(optimizer, training, n_images):

@@ -267,10 +267,10 @@ def recorded(method, calls):
     return record
 
 
-def test_one_step_keeps_exactly_the_percentages_of_the_paper(monkeypatch, checkpoint):
+def test_one_step_keeps_exactly_the_percentages_of_the_paper(images, monkeypatch, checkpoint):
     model, asked = AlexNet(), []
     monkeypatch.setattr(model, 'prune_by_percentile', lambda *args: asked.append(args))
-    prune_gradually(model, None, ['--recipe', 'paper'], checkpoint)
+    prune_gradually(model, images, ['--recipe', 'paper'], checkpoint)
     assert asked == [(AlexNet.DEFAULT_PRUNE_RATE,)]
 
 
@@ -286,9 +286,9 @@ def n_weights(model):
     return sum(int(torch.count_nonzero(layer.weight)) for _, layer in model.layers())
 
 
-def test_one_step_keeps_exactly_the_budget_though_many_weights_are_equal(small_runs, checkpoint):
+def test_one_step_keeps_exactly_the_budget_though_many_weights_are_equal(images, small_runs, checkpoint):
     model = with_equal_weights()
-    prune_gradually(model, None, ['--keep', '20011', '--keep-units', '900', '--prune-steps', '1'], checkpoint)
+    prune_gradually(model, images, ['--keep', '20011', '--keep-units', '900', '--prune-steps', '1'], checkpoint)
     assert n_weights(model) == 20_011 and count_hidden_units(model) <= 900
 
 
