@@ -216,8 +216,8 @@ def dense_model_named(args):
     except UserError as error:
         if args.load_model_path:
             raise
-        raise UserError(f'{error} (--restart --load-model-path {DENSE} in place of --epochs, --lr and --start-units does '
-                        'without the first training)') from error
+        raise UserError(f'{error} (--restart --load-model-path {DENSE}, in place of --epochs, --lr and --start-units, '
+                        'does without the first training)') from error
 
 
 def explain_narrow_start(args):
