@@ -27,7 +27,7 @@ def test_the_rate_is_that_of_the_readme(name, model):
     rate = sum(4 * param.numel() for param in model.parameters()) / n_bytes
     assert rate >= AT_LEAST[name][0]
     readme = (SHIPPED[name].parents[2] / 'README.md').read_text(encoding='utf-8')
-    assert f'{n_bytes:,} of 81,378,600 | **{rate:,.0f}x**' in readme
+    assert f'| {n_bytes:,} | **{rate:,.0f}x** |' in readme
 
 
 def test_it_is_decoded_to_the_same_parameters_as_ever(name, model):
