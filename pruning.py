@@ -25,7 +25,7 @@ from net.training import (
     initial_training,
     make_optimizer,
     one_cycle,
-    pruned_weights,
+    pruning_masks,
     retraining,
     training_between_steps,
     warm_up,
@@ -44,7 +44,7 @@ def train(model, images, optimizer, scheduler, epochs, training):
 
     `epochs` yields a `net.checkpoint.Epoch` for each; one step of the scheduler follows each step of the optimizer.
     """
-    pruned = pruned_weights(model, optimizer)
+    masks = pruning_masks(model, optimizer)
     model.train()
     for epoch in epochs:
         start, losses = time.perf_counter(), []
@@ -56,15 +56,15 @@ def train(model, images, optimizer, scheduler, epochs, training):
             loss = training.loss(output, target, data)
             loss.backward()
             for name, p in model.named_parameters():
-                if name in pruned:
-                    p.grad.masked_fill_(pruned[name], 0)  # zero out the gradients of the pruned weights
+                if name in masks:
+                    p.grad *= masks[name]  # zero out the gradients of the pruned weights
             optimizer.step()
             lr = scheduler.get_last_lr()[0]  # of this step
             scheduler.step()
             losses.append(loss.detach())
             if batch_idx % training.log_interval == 0:
                 pbar.set_postfix(loss=f'{loss.item():.4f}', lr=f'{lr:.1e}')
-        epoch.loss = average_loss(losses, model, epoch.title, training.lr_flag)
+        epoch.loss = average_loss(losses, model, masks, epoch.title, training.lr_flag)
         print(f'{epoch.title}: Average loss: {epoch.loss:.4f}, lr {lr:.1e}, {count_alive(model)} parameters alive, '
               f'{len(images.labels) / (time.perf_counter() - start):.0f} images/s', flush=True)
 
@@ -216,8 +216,8 @@ def dense_model_named(args):
     except UserError as error:
         if args.load_model_path:
             raise
-        raise UserError(f'{error} (--restart --load-model-path {DENSE}, in place of --epochs, --lr and --start-units, '
-                        'does without the first training)') from error
+        raise UserError(f'{error} (without the first training again: --restart --load-model-path {DENSE}, and no '
+                        '--epochs, --lr, --start-units)') from error
 
 
 def explain_narrow_start(args):

@@ -107,25 +107,30 @@ def loss_of_batch(output, target, data, smoothing=0., teacher=None, teacher_shar
     return (1 - teacher_share) * loss + teacher_share * TEMPERATURE ** 2 * distance
 
 
-def pruned_weights(model, optimizer):
-    """Name -> where it is zero, bool, for every parameter with zeros. Works in place.
+def pruning_masks(model, optimizer):
+    """Name -> 0.0 where it is pruned, 1.0 elsewhere, for every parameter with zeros. Works in place.
 
     What the optimizer remembers of pruned weights (momentum) is cleared, once: with neither history nor gradient the
     update of a pruned weight is zero, whatever the weight decay, because decay is proportional to the weight.
     """
-    pruned = {name: param == 0 for name, param in model.named_parameters() if (param == 0).any()}
-    for name, zeros in pruned.items():
+    masks = {name: (param != 0).to(param.dtype) for name, param in model.named_parameters() if (param == 0).any()}
+    for name, mask in masks.items():
         param = model.get_parameter(name)
         for values in param.data, *state_like(param, optimizer.state).values():
-            values.masked_fill_(zeros, 0)  # of the weight, -0.0 becomes +0.0
-    return pruned
+            values.masked_fill_(mask == 0, 0)  # of the weight, -0.0 becomes +0.0
+    return masks
 
 
-def average_loss(losses, model, title, lr_flag):
-    """The mean of an epoch's losses; UserError if the training has failed: one of them, or a weight, is not finite."""
+def average_loss(losses, model, masks, title, lr_flag):
+    """The mean of an epoch's losses; UserError if the training has failed: one of them, or a weight, is not finite.
+
+    Then pruned weights are set to zero again, since NaN times a mask is NaN.
+    """
     losses = torch.stack(losses)
     failed = (~torch.isfinite(losses)).nonzero().flatten().tolist()
     if failed or not all(torch.isfinite(param).all() for param in model.parameters()):
+        for name, mask in masks.items():
+            model.get_parameter(name).data.masked_fill_(mask == 0, 0)
         step = failed[0] + 1 if failed else len(losses)
         raise UserError(f'{title}, step {step}: the loss is no longer finite, the training has failed: start again '
                         f'with a lower {lr_flag} and --restart')

@@ -96,14 +96,14 @@ def test_momentum_would_revive_pruned_weights_if_it_were_kept(name, images):
 
 def test_where_nothing_is_zero_nothing_is_pruned():
     model = tiny_net()
-    assert training.pruned_weights(model, OPTIMIZERS['Adam'](model.parameters())) == {}
+    assert training.pruning_masks(model, OPTIMIZERS['Adam'](model.parameters())) == {}
 
 
 def test_negative_zeros_count_as_pruned_and_become_positive():
     model = tiny_net()
     model[4].weight.data[0] = -0.0
-    pruned = training.pruned_weights(model, OPTIMIZERS['Adam'](model.parameters()))
-    assert {name: zeros.tolist() for name, zeros in pruned.items()} == {'4.weight': [[True] * 8, [False] * 8]}
+    masks = training.pruning_masks(model, OPTIMIZERS['Adam'](model.parameters()))
+    assert {name: mask.tolist() for name, mask in masks.items()} == {'4.weight': [[0] * 8, [1] * 8]}
     assert not model[4].weight[0].signbit().any()
 
 

@@ -186,7 +186,8 @@ def test_a_run_is_not_resumed_on_other_images(script, arguments, monkeypatch):
 
 # ---- trainings that fail ---------------------------------------------------------------------------------------------
 
-AGAIN = f' (without the first training again: --load-model-path {DENSE} --restart)'
+AGAIN = (f' (without the first training again: --restart --load-model-path {DENSE}, and no --epochs, --lr, '
+         '--start-units)')
 FAILING = {  # phase -> arguments, setting of the recipe, the epoch, what to lower, the way on
     'initial training': (['--lr', '1e30'], {}, 'Epoch 2/2', '--lr', ''),
     'pruning': ([], {'prune_lr': 1e14}, 'Pruning step 2/3', 'prune_lr (in the recipe)', AGAIN),
