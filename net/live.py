@@ -134,7 +134,7 @@ def live_network(model):
     units = live_units(model)
     with torch.device('meta'):  # shapes only, and no random numbers
         network = type(model)(len(units[-1]), [len(hidden) for hidden in units[1:-1]])
-    network.to_empty(device=units[0].device)
+    network.to(next(model.parameters()).dtype).to_empty(device=units[0].device)
     with live_part(model):
         network.load_state_dict(model.state_dict())
     return network

@@ -318,3 +318,12 @@ def test_an_interrupted_training_leaves_the_whole_network_with_what_it_has_learn
         raise KeyboardInterrupt
     assert model.fc0.weight.tolist() == [[1, 2], [3, 4]] and model.fc0.bias.tolist() == [5, 6]
     assert model.fc1.weight.tolist() == [[7, 0], [9, 0]] and model.fc1.bias.tolist() == [9, 2]
+
+
+def test_a_live_network_has_the_precision_of_the_model_whatever_the_default_type():
+    model = AlexNet(widths=WIDTHS)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert {param.dtype for param in live_network(model).parameters()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)
