@@ -2,7 +2,6 @@
 
 `train` and `run_stage` are the homework's script; between them stands what goes beyond it.
 """
-import math
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -49,7 +48,7 @@ def train(model, images, optimizer, scheduler, epochs, training):
     for epoch in epochs:
         start, losses = time.perf_counter(), []
         pbar = tqdm(batches(images, training.batch_size, training.crop), epoch.title,
-                    math.ceil(len(images.labels) / training.batch_size), leave=False, disable=None)
+                    training.steps_per_epoch(len(images.labels)), leave=False, disable=None)
         for batch_idx, (data, target) in enumerate(pbar):
             optimizer.zero_grad()
             output = model(data)
@@ -200,11 +199,11 @@ def end(checkpoint, written):
 def check_budgets(model, args):
     """Raise UserError if the model has fewer weights or units than are to be kept."""
     n_weights = sum(count_nonzeros(layer) for _, layer in model.layers())
-    for name, there in ('keep', f'{n_weights} weights'), ('keep_units', f'{count_hidden_units(model)} units'):
+    for name, n, what in ('keep', n_weights, 'weights'), ('keep_units', count_hidden_units(model), 'units'):
         kept = getattr(args, name)
-        if kept is not None and kept > int(there.split()[0]):
+        if kept is not None and kept > n:
             is_default = kept == RECIPES[args.recipe]['pruning'][name]
-            raise UserError(f'{flag(name)} must be at most the {there} of the network, got {kept}'
+            raise UserError(f'{flag(name)} must be at most the {n} {what} of the network, got {kept}'
                             + f', the default of --recipe {args.recipe}' * is_default)
 
 

@@ -32,6 +32,9 @@ class Training(NamedTuple):
     log_interval: int  # steps between two shown losses
     batch_norm: bool = False
 
+    def steps_per_epoch(self, n_images):
+        return math.ceil(n_images / self.batch_size)
+
 
 # ---- the phases, as the recipe has them ------------------------------------------------------------------------------
 
@@ -76,7 +79,7 @@ def make_optimizer(model, training):
 
 def one_cycle(optimizer, training, n_images):
     """The learning rate of all steps of a training: it rises to its highest value, and ends near zero."""
-    n_steps = training.epochs * math.ceil(n_images / training.batch_size)
+    n_steps = training.epochs * training.steps_per_epoch(n_images)
     if n_steps <= 10:  # too few to rise and fall
         return ConstantLR(optimizer, factor=1)
     _, course, rising = OPTIMIZERS[training.optimizer]
@@ -85,7 +88,7 @@ def one_cycle(optimizer, training, n_images):
 
 def warm_up(optimizer, training, n_images):
     """The learning rate of all steps of gradual pruning: constant after it has risen, in a third of them at most."""
-    n_steps = training.epochs * math.ceil(n_images / training.batch_size)
+    n_steps = training.epochs * training.steps_per_epoch(n_images)
     rising = min(100, n_steps // 3)
     return LinearLR(optimizer, 0.01, total_iters=rising) if rising else ConstantLR(optimizer, factor=1)
 
