@@ -198,7 +198,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return action.help if says_nothing else super()._get_help_string(action)
 
 
-class Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message):
+        self.exit(2, f'error: {message} (see {self.prog} --help)\n')
+
+
+class Parser(OneLineParser):
     """A parser with groups of flags, whose help ends with examples, and which says in one line what is wrong.
 
     `moved` names flags that are gone, and the command that each has become.
@@ -214,7 +221,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         if message.startswith('unrecognized arguments: '):
             message += self.advice(message.removeprefix('unrecognized arguments: ').split(' ')[0].split('=')[0])
-        self.exit(2, f'error: {message} (see {self.prog} --help)\n')
+        super().error(message)
 
     def advice(self, unknown):
         """What to say of a flag that this parser does not know."""

@@ -5,13 +5,12 @@
     python -m net.compact classify photo.png photos/ --network accurate
     python -m net.compact export network.onnx
 """
-import argparse
 from contextlib import nullcontext
 from pathlib import Path
 
 import util
 from net import stage
-from net.arguments import HelpFormatter, output_file
+from net.arguments import HelpFormatter, OneLineParser, output_file
 from net.compact.export import export, export_file
 from net.compact.format import compact_from_model, live_network_from_compact, model_from_compact
 from net.data import CIFAR10_CLASSES, image_files, load_images, load_photo, normalize
@@ -28,15 +27,8 @@ SHIPPED = {path.stem: path for path in sorted(Path(__file__).parent.glob('*.dcan
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message):
-        self.exit(2, f'error: {message} (see {self.prog} --help)\n')
-
-
 def parse_args(argv=None):
-    parser = Parser('python -m net.compact', description=__doc__, formatter_class=HelpFormatter)
+    parser = OneLineParser('python -m net.compact', description=__doc__, formatter_class=HelpFormatter)
     verbs = parser.add_subparsers(metavar='VERB', required=True)
 
     def add_verb(name, function, summary):
