@@ -5,6 +5,7 @@
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import util
@@ -25,6 +26,7 @@ from net.training import (
     make_optimizer,
     one_cycle,
     pruning_masks,
+    recorded,
     retraining,
     training_between_steps,
     warm_up,
@@ -44,8 +46,8 @@ def train(model, images, optimizer, scheduler, epochs, training):
     `epochs` yields a `net.checkpoint.Epoch` for each; one step of the scheduler follows each step of the optimizer.
     """
     masks = pruning_masks(model, optimizer)
-    model.train()
     for epoch in epochs:
+        model.train()
         start, losses = time.perf_counter(), []
         pbar = tqdm(batches(images, training.batch_size, training.crop), epoch.title,
                     training.steps_per_epoch(len(images.labels)), leave=False, disable=None)
@@ -73,7 +75,8 @@ def fit(model, images, training, checkpoint):
     optimizer = make_optimizer(model, training)
     scheduler = one_cycle(optimizer, training, len(images.labels))
     epochs = checkpoint.epochs(training.epochs, model, optimizer, scheduler)
-    train(model, images, optimizer, scheduler, epochs, training)
+    with recorded(model, images, training.batch_size):
+        train(model, images, optimizer, scheduler, epochs, training)
 
 
 def normalised(model, training, images=None, optimizer=None):
@@ -96,14 +99,20 @@ def prune_gradually(model, images, args, training, checkpoint):
     scheduler = warm_up(optimizer, training, len(images.labels))
     title = f'Pruning step {{}}/{args.prune_steps}'
     for epoch in checkpoint.epochs(training.epochs, model, optimizer, scheduler, title):
-        prune(model, args, epoch.number, weights_before, units_before)
+        regrown = prune(model, args, epoch.number, weights_before, units_before)
         with live_part(model, optimizer), normalised(model, training, images, optimizer):
-            train(model, images, optimizer, scheduler, [epoch], training)
+            regrow(model, images, training, regrown)
+            with recorded(model, images, training.batch_size):
+                train(model, images, optimizer, scheduler, [epoch], training)
     prune(model, args, args.prune_steps, weights_before, units_before)
 
 
 def prune(model, args, step, weights_before, units_before):
-    """One of the pruning steps, in place; the last two tell how many weights each layer and units the network had."""
+    """One of the pruning steps, in place; the last two tell how many weights each layer and units the network had.
+
+    Returns how many weights of each layer are to come back elsewhere.
+    """
+    regrown = {}
     if args.keep_units is not None:
         model.prune_units(number_to_keep(units_before, args.keep_units, step, args.prune_steps), args.fc_cost)
     if args.sensitivity is not None:
@@ -113,10 +122,35 @@ def prune(model, args, step, weights_before, units_before):
         model.prune_by_percentile({name: amount_to_keep(alive[name], percent, step, args.prune_steps)
                                    for name, percent in {**model.DEFAULT_PRUNE_RATE, **(args.rates or {})}.items()})
     else:
-        n_kept = number_to_keep(sum(weights_before.values()), args.keep, step, args.prune_steps)
-        model.prune_to_budget(n_kept, args.fc_cost)
+        n_before, n_kept = (number_to_keep(sum(weights_before.values()), args.keep, n, args.prune_steps)
+                            for n in (step - 1, step))
+        counts = model.shares_of_budget(n_kept, args.fc_cost)
+        if args.regrow and step < args.prune_steps:  # as many as go for good, within bounds
+            back = min(max(n_before / n_kept - 1, args.regrow), 0.5)
+            regrown = {name: int(back * count) for name, count in counts.items()}
+        model.prune_to_counts({name: max(count - regrown.get(name, 0), 1) for name, count in counts.items()})
     if args.prune_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them
         remove_dead_weights(model, drop_constants=True)
+    return regrown
+
+
+def regrow(model, images, training, regrown, n_batches=8):
+    """Bring `regrown[name]` weights of each layer back, in place, as next to nothing: where the gradient is largest.
+
+    Half of what a step prunes comes back in this way (GraNet: Liu et al. 2021, section 4).
+    """
+    if not regrown:
+        return
+    model.train()
+    model.zero_grad()
+    for data, target in islice(batches(images, training.batch_size, training.crop), n_batches):
+        training.loss(model(data), target, data).backward()
+    for name, layer in model.layers():
+        weight, gradient = layer.weight.data.flatten(), layer.weight.grad.flatten()
+        sizes = torch.where(weight == 0, gradient.abs(), 0)
+        places = sizes.topk(min(regrown[name], torch.count_nonzero(sizes))).indices
+        weight[places] = -1e-8 * gradient[places].sign()
+        layer.weight.data.copy_(weight.view_as(layer.weight))
 
 
 # ---- the whole stage -------------------------------------------------------------------------------------------------

@@ -85,7 +85,10 @@ class PruningModule(nn.Module):
         Of equal weights the first stay. Weights that are zero stay zero. Raises UserError unless `keep` is at least
         the number of layers, or if a weight is not finite.
         """
-        counts = self.shares_of_budget(keep, fc_cost, score)
+        self.prune_to_counts(self.shares_of_budget(keep, fc_cost, score))
+
+    def prune_to_counts(self, counts):
+        """Keep, in place, exactly the `counts[name]` largest weights of each layer; of equal ones the first stay."""
         for name, module in self.layers():
             threshold = count_threshold(module.weight.data, counts[name])
             print(f'Pruning with threshold : {threshold:.4f} for layer {name}')

@@ -109,14 +109,31 @@ def test_a_training_that_is_resumed_ends_in_the_same_bits(contexts, optimizer, n
     assert not PATH.exists()
 
 
-@pytest.mark.parametrize('batch_norm', [False, True])
+def test_an_accuracy_in_the_history_does_not_change_the_training(pruned, images):
+    """It is measured in evaluation mode, where batch normalisation takes other means and deviations."""
+    def trained(accuracy):
+        torch.manual_seed(5)
+        model = copy.deepcopy(pruned)
+        checkpoint = make_checkpoint('test', ['only'], arguments())
+        checkpoint.accuracy = accuracy
+        checkpoint.enter('only', model)
+        with live_part(model), batch_normalised(model):
+            pruning.fit(model, images, TRAINING, checkpoint)
+        checkpoint.finish()
+        return model.state_dict()
+    measured = trained(lambda model: stage.accuracy(model, images, batch_size=20))
+    assert all(map(torch.equal, measured.values(), trained(None).values()))
+
+
+@pytest.mark.parametrize('batch_norm, regrow', [(False, 0), (True, 0), (True, 0.2)])
 @pytest.mark.parametrize('n_saves', [1, 2])
-def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves, batch_norm, pruned, images,
+def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves, batch_norm, regrow, pruned, images,
                                                                          monkeypatch):
     def run(checkpoint):
         model = copy.deepcopy(pruned)
         checkpoint.enter('only', model)
         args = arguments('--keep', '2000', '--prune-steps', '3')
+        args.regrow = regrow
         pruning.prune_gradually(model, images, args, TRAINING._replace(epochs=2, batch_norm=batch_norm), checkpoint)
         assert [entry['alive'] for entry in checkpoint.history] == sorted(
             (entry['alive'] for entry in checkpoint.history), reverse=True)

@@ -2,6 +2,8 @@ import copy
 import io
 import re
 import sys
+from contextlib import nullcontext
+from itertools import pairwise
 
 import pruning
 from net import training
@@ -10,7 +12,7 @@ from net.data import Images, batches
 from net.errors import UserError
 from net.live import count_hidden_units, live_part, live_units
 from net.models import AlexNet, narrow_alexnet
-from net.training import Training, loss_of_batch
+from net.training import Training, loss_of_batch, recorded
 
 import pytest
 import torch
@@ -243,12 +245,18 @@ def test_smoothing_is_that_of_pytorch():
 
 def test_the_loss_is_shared_between_labels_and_teacher():
     hard = F.nll_loss(OUTPUT, LABELS).item()
-    agreed = loss_of_batch(OUTPUT, LABELS, OUTPUT, teacher=lambda data: data, teacher_share=0.25)
+    agreed = loss_of_batch(OUTPUT, LABELS, torch.zeros(2, 3, 4, 4), 0, lambda data: OUTPUT.repeat(2, 1), 0.25)
     assert agreed.item() == pytest.approx(0.75 * hard, rel=1e-6)  # nothing to learn from a teacher who says the same
-    torn = loss_of_batch(OUTPUT, LABELS, OUTPUT.flip(0), teacher=lambda data: data, teacher_share=0.25)
-    softened, answers = (torch.softmax(values / 2, 1) for values in (OUTPUT, OUTPUT.flip(0)))
+
+
+def test_the_teacher_answers_the_images_and_their_mirror_images_and_the_mean_is_learnt():
+    """An image is one row of three pixels, and the teacher says what it sees there."""
+    data = torch.tensor([[2., 0., -1.], [0., 3., 1.]])
+    torn = loss_of_batch(OUTPUT, LABELS, data.view(2, 1, 1, 3), 0, lambda images: images.flatten(1), 0.25)
+    answers = (torch.softmax(data / 2, 1) + torch.softmax(data.flip(1) / 2, 1)) / 2
+    softened = torch.softmax(OUTPUT / 2, 1)
     distance = (answers * (answers / softened).log()).sum(1).mean().item()  # of Kullback and Leibler
-    assert torn.item() == pytest.approx(0.75 * hard + 0.25 * 4 * distance, rel=1e-5)
+    assert torn.item() == pytest.approx(0.75 * F.nll_loss(OUTPUT, LABELS).item() + 0.25 * 4 * distance, rel=1e-5)
 
 
 # ---- gradual pruning -------------------------------------------------------------------------------------------------
@@ -292,17 +300,53 @@ def test_one_step_keeps_exactly_the_budget_though_many_weights_are_equal(images,
     assert n_weights(model) == 20_011 and count_hidden_units(model) <= 900
 
 
+def counted_after(method, model, left):
+    """The method, which afterwards notes in `left` how many weights the model has."""
+    def counted(*args):
+        result = method(*args)
+        left.append(n_weights(model))
+        return result
+    return counted
+
+
 def test_each_step_keeps_exactly_its_part_though_many_weights_are_equal(images, small_runs, checkpoint, monkeypatch):
     model, left = with_equal_weights(), []
-    prune_to_budget = model.prune_to_budget
-
-    def counted(keep, fc_cost):
-        prune_to_budget(keep, fc_cost)
-        left.append((keep, n_weights(model)))
-    monkeypatch.setattr(model, 'prune_to_budget', counted)
+    n = n_weights(model)
+    monkeypatch.setattr(model, 'prune_to_counts', counted_after(model.prune_to_counts, model, left))
     prune_gradually(model, images, ['--keep', '20011', '--keep-units', '900', '--prune-steps', '3'], checkpoint)
-    asked = [int(n_weights(AlexNet()) * (20_011 / n_weights(AlexNet())) ** part) for part in (19 / 27, 26 / 27)]
-    assert left == [(keep, keep) for keep in [*asked, 20_011]]
+    assert left == [int(n * (20_011 / n) ** (19 / 27)), int(n * (20_011 / n) ** (26 / 27)), 20_011]
+
+
+def test_weights_come_back_where_the_loss_would_change_most():
+    """Two units read the mean of each colour: normalised, -0.42, 1.21 and 2.82."""
+    pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1).expand(4, 3, 32, 32)
+    model = Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(3, 2))
+    model[2].weight.data = torch.tensor([[0., 0., 7.], [0., 0., 0.]])
+
+    def loss(output, target, data):  # gradients: -0.42, 1.21, 2.82 and 0.85, -2.41, -5.64 for each image
+        return (output @ torch.tensor([1., -2.])).sum()
+    training = TRAINING._replace(loss=loss, batch_size=2)
+    images = Images(pixels, torch.zeros(4, dtype=torch.int64), ('a', 'b'))
+    pruning.regrow(model, images, training, {'2': 3})
+    assert model[2].weight.equal(torch.tensor([[0., -1e-8, 7.], [0., 1e-8, 1e-8]]))
+    pruning.regrow(model, images, training, {'2': 9})  # more than there are places
+    assert model[2].weight.equal(torch.tensor([[1e-8, -1e-8, 7.], [-1e-8, 1e-8, 1e-8]]))
+
+
+def test_what_comes_back_is_counted_in_the_budget(images, small_runs, checkpoint, monkeypatch):
+    model, pruned, trained = AlexNet(), [], []
+    n = n_weights(model)
+    monkeypatch.setattr(model, 'prune_to_counts', counted_after(model.prune_to_counts, model, pruned))
+    monkeypatch.setattr(pruning, 'train', counted_after(pruning.train, model, trained))
+    args = pruning.parse_args(['--keep', '20000', '--keep-units', '900', '--prune-steps', '4'])
+    args.regrow = 0.05
+    pruning.prune_gradually(model, images, args, TRAINING._replace(epochs=3, batch_size=20), checkpoint)
+    budgets = [int(n * (20_000 / n) ** (1 - (1 - step / 4) ** 3)) for step in (0, 1, 2, 3)]
+    back = [min(max(before / budget - 1, 0.05), 0.5) for before, budget in pairwise(budgets)]
+    assert pruned[:3] == pytest.approx([budget * (1 - part) for budget, part in zip(budgets[1:], back, strict=True)],
+                                       abs=8)  # each layer rounded
+    assert pruned[3] == 20_000
+    assert all(0.95 * budget < n <= budget for n, budget in zip(trained, budgets[1:], strict=True))  # some were dead
 
 
 @pytest.mark.parametrize('crop', [False, True])
@@ -318,7 +362,7 @@ def test_pruning_goes_on_from_a_pruned_model(images, small_runs, checkpoint, mon
     """From 200,000 to 100,000 weights in two steps: 2^(1 - (1 - 1/2)^3) times fewer, then twice as few."""
     model, asked = AlexNet(), []
     model.prune_to_budget(200_000)
-    monkeypatch.setattr(model, 'prune_to_budget', recorded(model.prune_to_budget, asked))
+    monkeypatch.setattr(model, 'shares_of_budget', recorded(model.shares_of_budget, asked))
     monkeypatch.setattr(pruning, 'train', lambda *args: None)
     prune_gradually(model, images, ['--keep', '100000', '--prune-steps', '2'], checkpoint)
     assert asked == [(int(200_000 / 2**0.875), 6), (100_000, 6)]
@@ -396,6 +440,32 @@ def test_in_a_terminal_bars_show_loss_learning_rate_and_speed(images, monkeypatc
     assert re.search(r'it/s, loss=[\d.]+, lr=1.0e-02', shown)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(':')[0] for line in lines] == ['Epoch 1/2', 'Epoch 2/2']
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('batch_norm', [False, True])
+def test_what_is_recorded_on_the_gpu_is_as_what_is_not(batch_norm, images, monkeypatch):
+    """20 images in batches of 6: the last batch of an epoch is smaller, and not recorded."""
+    args = pruning.parse_args(['--keep', '2000', '--keep-units', '100', '--prune-steps', '3'])
+    args.regrow = 0.05
+    training = TRAINING._replace(epochs=2, batch_size=6, lr=1e-3, batch_norm=batch_norm)
+
+    def trained(recorded):
+        torch.manual_seed(5)
+        model = AlexNet(2, widths=[64] * 7).cuda()
+        monkeypatch.setattr(pruning, 'recorded', recorded)
+        checkpoint = Checkpoint(PATH, 'test', ['first', 'second'], {})
+        checkpoint.enter('first', model)
+        pruning.prune_gradually(model, images.to('cuda'), args, training, checkpoint)
+        checkpoint.enter('second', model)
+        with live_part(model), pruning.normalised(model, training):
+            pruning.fit(model, images.to('cuda'), training, checkpoint)
+        assert 'forward' not in vars(model)
+        checkpoint.finish()
+        return model
+    plain = trained(lambda *args: nullcontext())
+    for a, b in zip(plain.parameters(), trained(recorded).parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # sums on a GPU may run in another order
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
