@@ -5,7 +5,6 @@
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import util
@@ -27,6 +26,7 @@ from net.training import (
     one_cycle,
     pruning_masks,
     recorded,
+    regrow,
     retraining,
     training_between_steps,
     warm_up,
@@ -132,25 +132,6 @@ def prune(model, args, step, weights_before, units_before):
     if args.prune_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them
         remove_dead_weights(model, drop_constants=True)
     return regrown
-
-
-def regrow(model, images, training, regrown, n_batches=8):
-    """Bring `regrown[name]` weights of each layer back, in place, as next to nothing: where the gradient is largest.
-
-    Half of what a step prunes comes back in this way (GraNet: Liu et al. 2021, section 4).
-    """
-    if not regrown:
-        return
-    model.train()
-    model.zero_grad()
-    for data, target in islice(batches(images, training.batch_size, training.crop), n_batches):
-        training.loss(model(data), target, data).backward()
-    for name, layer in model.layers():
-        weight, gradient = layer.weight.data.flatten(), layer.weight.grad.flatten()
-        sizes = torch.where(weight == 0, gradient.abs(), 0)
-        places = sizes.topk(min(regrown[name], torch.count_nonzero(sizes))).indices
-        weight[places] = -1e-8 * gradient[places].sign()
-        layer.weight.data.copy_(weight.view_as(layer.weight))
 
 
 # ---- the whole stage -------------------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
+from net.data import batches
 from net.errors import UserError
 from net.live import live_network, state_like
 from net.models import DENSE, load_model
@@ -114,6 +116,25 @@ def loss_of_batch(output, target, data, smoothing=0., teacher=None, teacher_shar
     return (1 - teacher_share) * loss + teacher_share * TEMPERATURE ** 2 * distance
 
 
+def regrow(model, images, training, regrown, n_batches=8):
+    """Bring `regrown[name]` weights of each layer back, in place, as next to nothing: where the gradient is largest.
+
+    Half of what a step prunes comes back in this way (GraNet: Liu et al. 2021, section 4).
+    """
+    if not regrown:
+        return
+    model.train()
+    model.zero_grad()
+    for data, target in islice(batches(images, training.batch_size, training.crop), n_batches):
+        training.loss(model(data), target, data).backward()
+    for name, layer in model.layers():
+        weight, gradient = layer.weight.data.flatten(), layer.weight.grad.flatten()
+        sizes = torch.where(weight == 0, gradient.abs(), 0)
+        places = sizes.topk(min(regrown[name], torch.count_nonzero(sizes))).indices
+        weight[places] = -1e-8 * gradient[places].sign()
+        layer.weight.data.copy_(weight.view_as(layer.weight))
+
+
 @contextmanager
 def recorded(model, images, batch_size):
     """Within this context the model's work on a full batch is replayed from CUDA graphs, if the images are on a GPU.
@@ -129,14 +150,13 @@ def recorded(model, images, batch_size):
     torch.cuda.make_graphed_callables(model, (data.contiguous(memory_format=torch.channels_last),))
     for buffer, before in averages:  # of batch normalisation, which has seen these zeros
         buffer.copy_(before)
-    replayed = model.forward
-    model.forward = lambda data: replayed(data) if len(data) == batch_size else plain(data)
+    model.forward = lambda data, replayed=model.forward: (replayed if len(data) == batch_size else plain)(data)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'The AccumulateGrad node')  # it was made while recording
             yield
     finally:
-        del model.forward, replayed
+        del model.forward
         gc.collect()  # what was recorded refers to itself, and to gradients of the shapes that the model has here
 
 

@@ -12,7 +12,7 @@ from net.data import Images, batches
 from net.errors import UserError
 from net.live import count_hidden_units, live_part, live_units
 from net.models import AlexNet, narrow_alexnet
-from net.training import Training, loss_of_batch, recorded
+from net.training import Training, loss_of_batch, recorded, regrow
 
 import pytest
 import torch
@@ -267,7 +267,7 @@ def prune_gradually(model, images, arguments, checkpoint):
                             checkpoint)
 
 
-def recorded(method, calls):
+def noting(method, calls):
     """The method, which appends what it is asked for to `calls`."""
     def record(*args):
         calls.append(args)
@@ -327,9 +327,9 @@ def test_weights_come_back_where_the_loss_would_change_most():
         return (output @ torch.tensor([1., -2.])).sum()
     training = TRAINING._replace(loss=loss, batch_size=2)
     images = Images(pixels, torch.zeros(4, dtype=torch.int64), ('a', 'b'))
-    pruning.regrow(model, images, training, {'2': 3})
+    regrow(model, images, training, {'2': 3})
     assert model[2].weight.equal(torch.tensor([[0., -1e-8, 7.], [0., 1e-8, 1e-8]]))
-    pruning.regrow(model, images, training, {'2': 9})  # more than there are places
+    regrow(model, images, training, {'2': 9})  # more than there are places
     assert model[2].weight.equal(torch.tensor([[1e-8, -1e-8, 7.], [-1e-8, 1e-8, 1e-8]]))
 
 
@@ -362,7 +362,7 @@ def test_pruning_goes_on_from_a_pruned_model(images, small_runs, checkpoint, mon
     """From 200,000 to 100,000 weights in two steps: 2^(1 - (1 - 1/2)^3) times fewer, then twice as few."""
     model, asked = AlexNet(), []
     model.prune_to_budget(200_000)
-    monkeypatch.setattr(model, 'shares_of_budget', recorded(model.shares_of_budget, asked))
+    monkeypatch.setattr(model, 'shares_of_budget', noting(model.shares_of_budget, asked))
     monkeypatch.setattr(pruning, 'train', lambda *args: None)
     prune_gradually(model, images, ['--keep', '100000', '--prune-steps', '2'], checkpoint)
     assert asked == [(int(200_000 / 2**0.875), 6), (100_000, 6)]
@@ -396,7 +396,7 @@ def test_weights_once_pruned_stay_pruned_until_the_goal_is_reached(goal, images,
 def test_units_go_step_by_step_until_their_goal_is_reached(images, small_runs, checkpoint, monkeypatch):
     arguments = ['--keep-units', '70', '--keep', '3000', '--prune-steps', '2']
     model, asked = narrow_alexnet(10, 140), []
-    monkeypatch.setattr(model, 'prune_units', recorded(model.prune_units, asked))
+    monkeypatch.setattr(model, 'prune_units', noting(model.prune_units, asked))
     prune_gradually(model, images, arguments, checkpoint)
     assert asked == [(int(140 / 2**0.875), 6), (70, 6)] and count_hidden_units(model) <= 70
 
@@ -448,7 +448,7 @@ def test_what_is_recorded_on_the_gpu_is_as_what_is_not(batch_norm, images, monke
     """20 images in batches of 6: the last batch of an epoch is smaller, and not recorded."""
     args = pruning.parse_args(['--keep', '2000', '--keep-units', '100', '--prune-steps', '3'])
     args.regrow = 0.05
-    training = TRAINING._replace(epochs=2, batch_size=6, lr=1e-3, batch_norm=batch_norm)
+    training = TRAINING._replace(epochs=2, optimizer='sgd', batch_size=6, batch_norm=batch_norm)
 
     def trained(recorded):
         torch.manual_seed(5)
