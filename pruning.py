@@ -41,7 +41,7 @@ PHASES = 'initial training', 'pruning', 'retraining'
 # ---- training --------------------------------------------------------------------------------------------------------
 
 def train(model, images, optimizer, scheduler, epochs, training):
-    """Train in place; weights that are zero when it starts are pruned, and stay zero.
+    """Train in place; weights that are zero when it starts are pruned, and stay zero (`pruning_masks`).
 
     `epochs` yields a `net.checkpoint.Epoch` for each; one step of the scheduler follows each step of the optimizer.
     """
@@ -108,10 +108,7 @@ def prune_gradually(model, images, args, training, checkpoint):
 
 
 def prune(model, args, step, weights_before, units_before):
-    """One of the pruning steps, in place; the last two tell how many weights each layer and units the network had.
-
-    Returns how many weights of each layer are to come back elsewhere.
-    """
+    """One of the pruning steps, in place; returns how many weights of each layer are to come back elsewhere."""
     regrown = {}
     if args.keep_units is not None:
         model.prune_units(number_to_keep(units_before, args.keep_units, step, args.prune_steps), args.fc_cost)

@@ -317,13 +317,13 @@ def huffman_decode_fc(param, name, directory):
 def huffman_decode_conv(param, name, directory):
     """Fill `param`, in place, with the weights that `huffman_encode_conv` wrote, by its steps in reverse."""
     kn, ch, w, h = param.shape
-    # 3. Decode the 4 lists
+    # 3. Decode the 4 lists: "indptr" first, which tells how many values the others have
     indptr = reconstruct_indptr(huffman_decode(directory, f'{name}_csr_indptr', 'int32', kn * ch * w))
     indices = huffman_decode(directory, f'{name}_csr_indices', 'int32', indptr[-1])
     length = huffman_decode(directory, f'{name}_csr_length', 'int32', kn * ch)
     data = huffman_decode(directory, f'{name}_csr_data', 'float32', indptr[-1])
     _check_lists(data, indices, indptr, h, Path(directory, f'{name}_csr'))
-    # 2. and 1. The rows of all (Kn * Ch) matrices (W, H); "length of data" says nothing that "indptr" has not said
+    # 2. and 1. One csr_matrix of the rows of all kernels, as encoded; "length of data" repeats what "indptr" says
     mat = csr_matrix((data, indices, indptr), (kn * ch * w, h))
     if not np.array_equal(length, calc_index_diff(indptr[::w])):
         raise UserError(f'{Path(directory, name)}_csr_length.bin: contradicts the row pointers')

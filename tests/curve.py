@@ -3,8 +3,8 @@
     python tests/curve.py
 
 A row of that file is one network: the recipe and seed of `pruning.py`, the weights and hidden units that are left,
-minutes (net/README.md says of what), and accuracy (percent of the 10,000 test images) and bytes in both layouts. Empty
-cells were not measured.
+minutes on two cores, and accuracy (percent of the 10,000 test images) and bytes in both layouts. Empty cells were not
+measured.
 """
 import csv
 import sys
@@ -64,7 +64,7 @@ def draw(points, folder):
     axes.set_xlabel('bytes on disk (logarithmic)')
     rates = axes.secondary_xaxis('top', functions=(lambda x: WHOLE / np.maximum(x, 1),) * 2)  # its own inverse
     rates.set_xlabel('compression rate')
-    ticks = 20_000, 10_000, 5000, 2000, 1000, 500, 300, 200
+    ticks = 20_000, 10_000, 5000, 2000, 1000, 500, 200, 100, 50, 20
     rates.set_xticks(ticks, [f'{rate:,}x' for rate in ticks])
     rates.minorticks_off()
     axes.set_ylabel('accuracy on the test images (%)')
