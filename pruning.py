@@ -18,7 +18,7 @@ from net.errors import UserError
 from net.files import one_run_per_folder
 from net.live import count_alive, count_hidden_units, count_nonzeros, live_part, remove_dead_weights
 from net.models import DENSE, PRUNED, WIDTHS, load_model, narrow_alexnet
-from net.prune import amount_to_keep, number_to_keep
+from net.prune import amount_to_keep, number_to_keep, part_to_regrow
 from net.training import (
     average_loss,
     initial_training,
@@ -47,7 +47,7 @@ def train(model, images, optimizer, scheduler, epochs, training):
     """
     masks = pruning_masks(model, optimizer)
     for epoch in epochs:
-        model.train()
+        model.train()  # the accuracy after an epoch, for the figures, leaves it in evaluation mode
         start, losses = time.perf_counter(), []
         pbar = tqdm(batches(images, training.batch_size, training.crop), epoch.title,
                     training.steps_per_epoch(len(images.labels)), leave=False, disable=None)
@@ -99,17 +99,17 @@ def prune_gradually(model, images, args, training, checkpoint):
     scheduler = warm_up(optimizer, training, len(images.labels))
     title = f'Pruning step {{}}/{args.prune_steps}'
     for epoch in checkpoint.epochs(training.epochs, model, optimizer, scheduler, title):
-        regrown = prune(model, args, epoch.number, weights_before, units_before)
+        to_regrow = prune(model, args, epoch.number, weights_before, units_before)
         with live_part(model, optimizer), normalised(model, training, images, optimizer):
-            regrow(model, images, training, regrown)
+            regrow(model, images, training, to_regrow)
             with recorded(model, images, training.batch_size):
                 train(model, images, optimizer, scheduler, [epoch], training)
     prune(model, args, args.prune_steps, weights_before, units_before)
 
 
 def prune(model, args, step, weights_before, units_before):
-    """One of the pruning steps, in place; returns how many weights of each layer are to come back elsewhere."""
-    regrown = {}
+    """One of the pruning steps, in place; returns layer -> how many weights are to come back, `to_regrow`."""
+    to_regrow = {}
     if args.keep_units is not None:
         model.prune_units(number_to_keep(units_before, args.keep_units, step, args.prune_steps), args.fc_cost)
     if args.sensitivity is not None:
@@ -122,13 +122,13 @@ def prune(model, args, step, weights_before, units_before):
         n_before, n_kept = (number_to_keep(sum(weights_before.values()), args.keep, n, args.prune_steps)
                             for n in (step - 1, step))
         counts = model.shares_of_budget(n_kept, args.fc_cost)
-        if args.regrow and step < args.prune_steps:  # as many as go for good, within bounds
-            back = min(max(n_before / n_kept - 1, args.regrow), 0.5)
-            regrown = {name: int(back * count) for name, count in counts.items()}
-        model.prune_to_counts({name: max(count - regrown.get(name, 0), 1) for name, count in counts.items()})
+        if args.regrow and step < args.prune_steps:
+            part = part_to_regrow(n_before, n_kept, args.regrow)
+            to_regrow = {name: int(part * count) for name, count in counts.items()}
+        model.prune_to_counts({name: count - to_regrow.get(name, 0) for name, count in counts.items()})
     if args.prune_steps > 1:  # one shot leaves just the homework's percentages, whatever is dead among them
         remove_dead_weights(model, drop_constants=True)
-    return regrown
+    return to_regrow
 
 
 # ---- the whole stage -------------------------------------------------------------------------------------------------

@@ -88,7 +88,10 @@ class PruningModule(nn.Module):
         self.prune_to_counts(self.shares_of_budget(keep, fc_cost, score))
 
     def prune_to_counts(self, counts):
-        """Keep, in place, exactly the `counts[name]` largest weights of each layer; of equal ones the first stay."""
+        """Keep, in place, the `counts[name]` largest weights of every layer; of equal ones the first stay.
+
+        Weights that are zero stay zero. What is given must be finite, and name every layer.
+        """
         for name, module in self.layers():
             threshold = count_threshold(module.weight.data, counts[name])
             print(f'Pruning with threshold : {threshold:.4f} for layer {name}')
@@ -96,7 +99,10 @@ class PruningModule(nn.Module):
             _drop_last_of_equals(module.weight.data, threshold, counts[name])
 
     def shares_of_budget(self, keep, fc_cost=1, score='lamp'):
-        """How many weights each layer has among the `keep` of the network with the highest scores: name -> count."""
+        """How many weights each layer has among the `keep` of the network with the highest scores: name -> count.
+
+        Raises UserError as `prune_to_budget` does.
+        """
         layers = self.layers()
         if not keep >= len(layers):
             raise UserError(f'number of weights to keep must be at least {len(layers)}, one for each layer, got {keep}')
@@ -207,6 +213,15 @@ def amount_to_keep(start, goal, step, n_steps):
 def number_to_keep(start, goal, step, n_steps):
     """The same for whole numbers, of weights or units."""
     return int(amount_to_keep(start, goal, step, n_steps))
+
+
+def part_to_regrow(n_before, n_kept, least):
+    """What part of the weights that a step keeps are others, which come back: as many as the step takes for good.
+
+    So half of what it prunes comes back (Liu et al. 2021, "Sparse training via boosting pruning plasticity with
+    neuroregeneration"); but `least` of what it keeps, and no more than half.
+    """
+    return min(max(n_before / n_kept - 1, least), 0.5)
 
 
 if __name__ == '__main__':

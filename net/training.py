@@ -1,4 +1,4 @@
-"""How a network is trained in each phase: its loss, its optimizer, the course of the learning rate."""
+"""How a network is trained in each phase: its loss, its optimizer, the course of the learning rate, what is pruned."""
 import gc
 import math
 import warnings
@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
-from net.data import batches
+from net.data import batches, normalize
 from net.errors import UserError
 from net.live import live_network, state_like
 from net.models import DENSE, load_model
@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch.optim.lr_scheduler import ConstantLR, LinearLR, OneCycleLR
 
 TEMPERATURE = 2  # that the answers of a teacher, and of the network that learns from it, are divided by
+BATCHES_TO_REGROW = 8  # whose gradients say which pruned weights come back
+REGROWN = 1e-8  # their size: not zero, so that they are trained, and nothing beside others
 OPTIMIZERS = {  # name -> optimizer, the course of its learning rate, and the part of the steps in which that rises
     'sgd': (partial(torch.optim.SGD, momentum=0.9, nesterov=True, fused=True), 'linear', 0.2),
     'adam': (partial(torch.optim.Adam, fused=True), 'cos', 0.1),
@@ -102,36 +104,38 @@ def loss_of_batch(output, target, data, smoothing=0., teacher=None, teacher_shar
     """The loss of log-probabilities (n, classes), as a scalar tensor.
 
     Of each label, `smoothing` goes to all classes alike (Szegedy et al. 2016, section 7). With a teacher,
-    `teacher_share` of the loss is how far the network is from the teacher's answers to the images `data` and to their
-    mirror images, averaged; both are softened (Hinton et al. 2015, section 2).
+    `teacher_share` of the loss is how far the network's softened answers are from the teacher's (Hinton et al. 2015,
+    section 2): the mean of its softened answers to the images `data`, (n, 3, 32, 32), and to their mirror images.
     """
     loss = F.cross_entropy(output, target, label_smoothing=smoothing) if smoothing else F.nll_loss(output, target)
     if teacher is None:
         return loss
     with torch.no_grad():
-        to_both = teacher(torch.cat([data, data.flip(3)])) / TEMPERATURE
-        answers = to_both.softmax(1).view(2, *output.shape).mean(0)
+        softened = (teacher(torch.cat([data, data.flip(3)])) / TEMPERATURE).softmax(1)
+        answers = softened.view(2, *output.shape).mean(0)
     distance = F.kl_div((output / TEMPERATURE).log_softmax(1), answers, reduction='batchmean')
     # The square: as large a gradient as without a temperature.
     return (1 - teacher_share) * loss + teacher_share * TEMPERATURE ** 2 * distance
 
 
-def regrow(model, images, training, regrown, n_batches=8):
-    """Bring `regrown[name]` weights of each layer back, in place, as next to nothing: where the gradient is largest.
+def regrow(model, images, training, to_regrow):
+    """Let `to_regrow[name]` pruned weights of each layer come back, in place: those with the largest gradients.
 
-    Half of what a step prunes comes back in this way (GraNet: Liu et al. 2021, section 4).
+    The gradients are summed over a few batches, and of equal ones any may be taken; where fewer are not zero, fewer
+    come back (Liu et al. 2021, "Sparse training via boosting pruning plasticity with neuroregeneration"). A weight
+    begins as next to nothing. Leaves the model in training mode, with gradients.
     """
-    if not regrown:
+    if not to_regrow:
         return
     model.train()
     model.zero_grad()
-    for data, target in islice(batches(images, training.batch_size, training.crop), n_batches):
+    for data, target in islice(batches(images, training.batch_size, training.crop), BATCHES_TO_REGROW):
         training.loss(model(data), target, data).backward()
     for name, layer in model.layers():
         weight, gradient = layer.weight.data.flatten(), layer.weight.grad.flatten()
-        sizes = torch.where(weight == 0, gradient.abs(), 0)
-        places = sizes.topk(min(regrown[name], torch.count_nonzero(sizes))).indices
-        weight[places] = -1e-8 * gradient[places].sign()
+        of_pruned = torch.where(weight == 0, gradient.abs(), 0)
+        places = of_pruned.topk(min(to_regrow[name], int(torch.count_nonzero(of_pruned)))).indices
+        weight[places] = -REGROWN * gradient[places].sign()
         layer.weight.data.copy_(weight.view_as(layer.weight))
 
 
@@ -139,25 +143,31 @@ def regrow(model, images, training, regrown, n_batches=8):
 def recorded(model, images, batch_size):
     """Within this context the model's work on a full batch is replayed from CUDA graphs, if the images are on a GPU.
 
-    There a layer takes less time than Python does to start it. The results are the same.
+    There a layer takes less time than Python does to start it. The results are the same up to rounding. Until it ends,
+    no parameter may be replaced, and each output is overwritten by the next (`torch.cuda.make_graphed_callables`).
     """
-    model.train()
     if not images.pixels.is_cuda or len(images.labels) < batch_size:
         yield
         return
-    plain, averages = model.forward, [(buffer, buffer.clone()) for buffer in model.buffers()]
-    data = torch.zeros(batch_size, *images.pixels.shape[1:], device=images.pixels.device)
-    torch.cuda.make_graphed_callables(model, (data.contiguous(memory_format=torch.channels_last),))
-    for buffer, before in averages:  # of batch normalisation, which has seen these zeros
-        buffer.copy_(before)
-    model.forward = lambda data, replayed=model.forward: (replayed if len(data) == batch_size else plain)(data)
+    model.train()  # the mode that is recorded
+    plain, buffers = model.forward, [(buffer, buffer.clone()) for buffer in model.buffers()]
+    data = normalize(images.pixels[:batch_size]).contiguous(memory_format=torch.channels_last)
     try:
+        torch.cuda.make_graphed_callables(model, (data,))
+        for buffer, before in buffers:  # the averages of batch normalisation, which have seen these images
+            buffer.copy_(before)
+        # Only the model refers to what was recorded, so that it can go in the end.
+        model.forward = partial(_replay_if_full, model.forward, plain, batch_size)
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'The AccumulateGrad node')  # it was made while recording
             yield
     finally:
-        del model.forward
-        gc.collect()  # what was recorded refers to itself, and to gradients of the shapes that the model has here
+        vars(model).pop('forward', None)
+        gc.collect()  # it refers to itself; later, gradients would get the shapes that the model has now
+
+
+def _replay_if_full(replayed, plain, batch_size, data):
+    return (replayed if len(data) == batch_size else plain)(data)
 
 
 def pruning_masks(model, optimizer):

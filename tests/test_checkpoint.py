@@ -125,7 +125,7 @@ def test_an_accuracy_in_the_history_does_not_change_the_training(pruned, images)
     assert all(map(torch.equal, measured.values(), trained(None).values()))
 
 
-@pytest.mark.parametrize('batch_norm, regrow', [(False, 0), (True, 0), (True, 0.2)])
+@pytest.mark.parametrize('batch_norm, regrow', [(False, 0), (True, 0), (True, 0.2), (False, 0.2)])
 @pytest.mark.parametrize('n_saves', [1, 2])
 def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves, batch_norm, regrow, pruned, images,
                                                                          monkeypatch):

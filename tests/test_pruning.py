@@ -249,7 +249,7 @@ def test_the_loss_is_shared_between_labels_and_teacher():
     assert agreed.item() == pytest.approx(0.75 * hard, rel=1e-6)  # nothing to learn from a teacher who says the same
 
 
-def test_the_teacher_answers_the_images_and_their_mirror_images_and_the_mean_is_learnt():
+def test_the_teacher_answers_the_images_and_their_mirror_images_and_the_mean_is_learned():
     """An image is one row of three pixels, and the teacher says what it sees there."""
     data = torch.tensor([[2., 0., -1.], [0., 3., 1.]])
     torn = loss_of_batch(OUTPUT, LABELS, data.view(2, 1, 1, 3), 0, lambda images: images.flatten(1), 0.25)
@@ -442,25 +442,67 @@ def test_in_a_terminal_bars_show_loss_learning_rate_and_speed(images, monkeypatc
     assert [line.split(':')[0] for line in lines] == ['Epoch 1/2', 'Epoch 2/2']
 
 
+# ---- recorded on a GPU -----------------------------------------------------------------------------------------------
+
+class OnGpu(torch.Tensor):
+    is_cuda = True
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """Sizes of the batches that were replayed, by a pretended recorder, which uses the model as PyTorch's does."""
+    replays = []
+
+    def record(model, args):
+        forward = model.forward
+        model(*args)
+        model.forward = lambda data: replays.append(len(data)) or forward(data)
+    monkeypatch.setattr(torch.cuda, 'make_graphed_callables', record)
+    return replays
+
+
+def test_full_batches_are_replayed(images, replays):
+    model = nn.BatchNorm2d(3)
+    with pytest.raises(KeyboardInterrupt), recorded(model, images._replace(pixels=images.pixels.as_subclass(OnGpu)), 6):
+        assert model.running_mean.equal(torch.zeros(3)) and model.num_batches_tracked == 0  # recording left no trace
+        for n in 6, 2, 6:
+            model(torch.rand(n, 3, 2, 2))
+        assert replays == [6, 6] and model.num_batches_tracked == 3
+        raise KeyboardInterrupt
+    assert 'forward' not in vars(model)
+
+
+@pytest.mark.parametrize('pixels, batch_size', [(OnGpu, 21), (torch.Tensor, 6)])
+def test_nothing_is_recorded_on_a_cpu_or_without_a_full_batch(pixels, batch_size, images, replays):
+    model = nn.BatchNorm2d(3)
+    with recorded(model, images._replace(pixels=images.pixels.as_subclass(pixels)), batch_size):
+        model(torch.rand(batch_size, 3, 2, 2))
+    assert replays == []
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize('batch_norm', [False, True])
 def test_what_is_recorded_on_the_gpu_is_as_what_is_not(batch_norm, images, monkeypatch):
-    """20 images in batches of 6: the last batch of an epoch is smaller, and not recorded."""
+    """20 images in batches of 6, and layers that become smaller with each step."""
     args = pruning.parse_args(['--keep', '2000', '--keep-units', '100', '--prune-steps', '3'])
     args.regrow = 0.05
-    training = TRAINING._replace(epochs=2, optimizer='sgd', batch_size=6, batch_norm=batch_norm)
 
-    def trained(recorded):
+    def trained(context):
         torch.manual_seed(5)
-        model = AlexNet(2, widths=[64] * 7).cuda()
-        monkeypatch.setattr(pruning, 'recorded', recorded)
+        model, seen = AlexNet(2, widths=[64] * 7).cuda(), []
+
+        def loss(output, target, data):
+            seen.append('forward' in vars(model))
+            return loss_of_batch(output, target, data)
+        monkeypatch.setattr(pruning, 'recorded', context)
+        training = TRAINING._replace(epochs=2, optimizer='sgd', batch_size=6, loss=loss, batch_norm=batch_norm)
         checkpoint = Checkpoint(PATH, 'test', ['first', 'second'], {})
         checkpoint.enter('first', model)
         pruning.prune_gradually(model, images.to('cuda'), args, training, checkpoint)
         checkpoint.enter('second', model)
         with live_part(model), pruning.normalised(model, training):
             pruning.fit(model, images.to('cuda'), training, checkpoint)
-        assert 'forward' not in vars(model)
+        assert 'forward' not in vars(model) and any(seen) == (context is recorded)
         checkpoint.finish()
         return model
     plain = trained(lambda *args: nullcontext())
