@@ -171,15 +171,15 @@ def test_figures_show_the_accuracy_on_training_images_of_which_there_may_be_one(
 
 
 @pytest.mark.slow
-def test_the_scripts_draw_all_figures(small_runs):
+def test_the_scripts_draw_all_figures_that_are_shown(small_runs):
     digits = ['--data', 'digits', '--no-cuda', '--figures', 'figures']
     pruning.main([*digits, '--epochs', '1', '--keep', '20000', '--prune-steps', '2', '--retrain-epochs', '1',
                   '--validation', '5'])
     assert sorted(path.stem for path in Path('figures').iterdir()) == ['history', 'network', 'sensitivity']
     weight_share.main([*digits, '--epochs', '1', '--validation', '5'])
     huffman_coding.main(digits)
-    assert sorted(path.name for path in Path('figures').iterdir()) == [
-        'bytes.png', 'centroids.png', 'history.png', 'network.png', 'sensitivity.png']
+    shown = {path.name for path in (ROOT / '.github').glob('*.png')}
+    assert set(os.listdir('figures')) == shown - {'curve.png'}  # which is that of many runs
     assert all(path.read_bytes()[:4] == b'\x89PNG' for path in Path('figures').iterdir())
 
 

@@ -134,18 +134,15 @@ def test_an_accuracy_below_the_ranking_ends_in_status_1_and_is_named(finished):
 
 
 @pytest.mark.slow
-def test_the_digits_command_of_the_readme_ends_in_an_accepted_submission_and_the_figures_shown():
-    """Real digits, and each script as a process; the figures, which the command does without, change no result."""
+def test_the_digits_command_of_the_readme_ends_in_an_accepted_submission():
+    """Real digits, and each script as a process."""
     lines = (ROOT / 'README.md').read_text(encoding='utf-8').splitlines()
     commands = next(line for line in lines if '&& python huffman_coding.py --data digits' in line)
     for command in commands.split(' && '):
         _, script, *arguments = command.split()
-        done = subprocess.run([sys.executable, ROOT / script, *arguments, '--no-cuda', '--figures', 'figures'],
-                              capture_output=True, text=True)
+        done = subprocess.run([sys.executable, ROOT / script, *arguments, '--no-cuda'], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert done.stdout.count('ok     | ') == 5
-    shown = {path.name for path in (ROOT / '.github').glob('*.png')}
-    assert set(os.listdir('figures')) == shown - {'curve.png'}  # which is that of many runs
 
 
 @small_runs
