@@ -21,14 +21,16 @@ from net.models import COMPACT, check_lossless, load_model, save_model
 
 import torch
 
-EXAMPLES = {line.split()[3]: line for line in __doc__.splitlines()[2:]}  # by verb
+SUMMARY, _, *LINES = __doc__.splitlines()
+EXAMPLES = {line.split()[3]: f'    {line.strip()}' for line in LINES}  # by verb; Python 3.13 takes the margin away
 SHIPPED = {path.stem: path for path in sorted(Path(__file__).parent.glob('*.dcan'))}
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 def parse_args(argv=None):
-    parser = OneLineParser('python -m net.compact', description=__doc__, formatter_class=HelpFormatter)
+    examples = '\n'.join(['examples:', *EXAMPLES.values()])
+    parser = OneLineParser('python -m net.compact', description=SUMMARY, epilog=examples, formatter_class=HelpFormatter)
     verbs = parser.add_subparsers(metavar='VERB', required=True)
 
     def add_verb(name, function, summary):
