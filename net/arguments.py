@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from net.data import is_image_folder
 from net.models import COMPACT, PRUNED, SHARED, WIDTHS, AlexNet
 
 SHARING = {  # what most recipes have in common
@@ -255,8 +256,7 @@ def first_look(argv):
 
 
 def default_recipe(asked):
-    own_images = Path('digits/train').is_dir() or Path('digits/test').is_dir()
-    return 'digits' if asked.data == 'digits' and not own_images else 'ranking'
+    return 'digits' if asked.data == 'digits' and not is_image_folder('digits') else 'ranking'
 
 
 def refuse_without_effect(parser, argv, rules):

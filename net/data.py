@@ -68,17 +68,22 @@ def load_images(root=DOWNLOAD_FOLDER, train=True, download=True):
     """
     root = os.path.expanduser(root)  # shells leave the ~ of --data=~/images
     split = SPLITS[0 if train else 1]
-    is_image_folder = any(Path(root, name).is_dir() for name in SPLITS)
+    own_images = is_image_folder(root)
     if root == 'digits' and Path(root).exists():
-        taken = 'those in digits/' if is_image_folder else "scikit-learn's: digits/ has no train/ and test/ inside"
+        taken = 'those in digits/' if own_images else "scikit-learn's: digits/ has no train/ and test/ inside"
         print(f'Images for {split}: {taken}')
-    if is_image_folder:
+    if own_images:
         return _load_folder(Path(root), split)
     if root == 'digits':
         return _load_digits(train)
     if Path(root) == Path(DOWNLOAD_FOLDER) or any(Path(root, part).exists() for part in CIFAR10_PARTS):
         return _load_cifar10(root, train, download)
     raise UserError(_no_data(root))
+
+
+def is_image_folder(root):
+    """Whether a folder has train/ or test/ inside, and so is not the word `digits`, or CIFAR-10."""
+    return any(Path(root, name).is_dir() for name in SPLITS)
 
 
 def _no_data(root):
