@@ -9,7 +9,7 @@ from pathlib import Path
 
 import util
 from net import stage
-from net.arguments import RECIPES, arguments_of_run, flag
+from net.arguments import arguments_of_run, check_budgets
 from net.arguments import parse_pruning as parse_args
 from net.batch_norm import batch_normalised
 from net.checkpoint import PATH, Checkpoint
@@ -91,6 +91,14 @@ def normalised(model, training, images=None, optimizer=None):
 
 # ---- gradual pruning -------------------------------------------------------------------------------------------------
 
+def part_to_prune(model, args):
+    """The context of pruning: a budget is shared out among the live units, percentages and deviations are of all."""
+    if args.keep is None:
+        return nullcontext()
+    remove_dead_weights(model)  # which a loaded model may have
+    return live_part(model)
+
+
 def prune_gradually(model, images, args, training, checkpoint):
     """Prune in steps, in place, with an epoch of training between two of them; one step is one-shot pruning."""
     weights_before = {name: count_nonzeros(layer) for name, layer in model.layers()}
@@ -160,7 +168,7 @@ def run_stage(args, header):
         util.print_nonzeros(model, args.log)
         figures.draw_sensitivity(model)
         print('--- Pruning ---')
-        with dense_model_named(args):
+        with dense_model_named(args), part_to_prune(model, args):
             prune_gradually(model, images, args, training_between_steps(args, images.labels.device), checkpoint)
         report('accuracy_after_pruning', model)
         print('--- After pruning ---')
@@ -206,17 +214,6 @@ def begin(args, header):
 def end(checkpoint, written):
     with stage.already_written(written):
         checkpoint.finish()
-
-
-def check_budgets(model, args):
-    """Raise UserError if the model has fewer weights or units than are to be kept."""
-    n_weights = sum(count_nonzeros(layer) for _, layer in model.layers())
-    for name, n, what in ('keep', n_weights, 'weights'), ('keep_units', count_hidden_units(model), 'units'):
-        kept = getattr(args, name)
-        if kept is not None and kept > n:
-            is_default = kept == RECIPES[args.recipe]['pruning'][name]
-            raise UserError(f'{flag(name)} must be at most the {n} {what} of the network, got {kept}'
-                            + f', the default of --recipe {args.recipe}' * is_default)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 from net.data import is_image_folder
+from net.errors import UserError
+from net.live import count_hidden_units, count_nonzeros
 from net.models import COMPACT, PRUNED, SHARED, WIDTHS, AlexNet
 
 SHARING = {  # what most recipes have in common
@@ -108,6 +110,17 @@ def parse_pruning(argv=None):
     if args.batch_norm and args.batch_size == 1:
         parser.error(f'--batch-size must be at least 2 with the batch normalisation of --recipe {recipe}, got 1')
     return args
+
+
+def check_budgets(model, args):
+    """Raise UserError if the model has fewer weights or units than are to be kept."""
+    n_weights = sum(count_nonzeros(layer) for _, layer in model.layers())
+    for name, n, what in ('keep', n_weights, 'weights'), ('keep_units', count_hidden_units(model), 'units'):
+        kept = getattr(args, name)
+        if kept is not None and kept > n:
+            is_default = kept == RECIPES[args.recipe]['pruning'][name]
+            raise UserError(f'{flag(name)} must be at most the {n} {what} of the network, got {kept}'
+                            + f', the default of --recipe {args.recipe}' * is_default)
 
 
 def pruning_parser():

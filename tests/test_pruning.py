@@ -368,6 +368,18 @@ def test_pruning_goes_on_from_a_pruned_model(images, small_runs, checkpoint, mon
     assert asked == [(int(200_000 / 2**0.875), 6), (100_000, 6)]
 
 
+def test_a_budget_is_shared_out_among_live_units_and_percentages_are_of_all_weights(small_runs):
+    """A loaded model may have weights that nothing reads: those of a unit whose outgoing weights are zero."""
+    model = AlexNet()
+    model.fc3.weight.data[:, 3] = 0
+    with pruning.part_to_prune(model, pruning.parse_args(['--recipe', 'paper'])):
+        assert model.fc2.weight.shape == (1024, 1024)
+    assert model.fc2.weight[3].count_nonzero() == 1024
+    with pruning.part_to_prune(model, pruning.parse_args(['--keep', '20000'])):
+        assert model.fc2.weight.shape == (1023, 1024)
+    assert model.fc2.weight[3].count_nonzero() == 0 and model.fc2.weight.count_nonzero() == 1023 * 1024
+
+
 @pytest.mark.parametrize('goal', ['--keep 20000', '--rates conv1=50,conv2=2,conv3=1,conv4=1,conv5=1,fc1=0.5,fc2=0.05,'
                                                   'fc3=10'])
 def test_weights_once_pruned_stay_pruned_until_the_goal_is_reached(goal, images, small_runs, checkpoint, monkeypatch):
