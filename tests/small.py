@@ -4,8 +4,10 @@ As a script it starts another one on them, without the seconds that scikit-learn
 
     python tests/small.py pruning.py --data digits --epochs 1
 """
+import os
 import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -35,6 +37,16 @@ def sparse_model(path, n_weights=5000):
     model = AlexNet()
     model.prune_to_budget(n_weights)
     save_model(model, path)
+
+
+def run_script(script, arguments, folder, output):
+    """Run a script in this process, which was forked for it; what it prints goes into a pipe, line by line."""
+    for stream in sys.stdout, sys.stderr:
+        os.dup2(output.fileno(), stream.fileno())
+        stream.reconfigure(line_buffering=True)
+    os.chdir(folder)
+    make_small()
+    import_module(script).main(arguments)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """The scripts, killed at any moment, stopped by Ctrl-C, or on a full disk: nothing is lost, nothing half-written."""
+import multiprocessing
 import os
 import shutil
 import signal
@@ -31,13 +32,13 @@ ENVIRONMENT = {'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),
 pytestmark = pytest.mark.usefixtures('small_runs')
 
 
-def stop_at(line, command, stop):
-    """Stop a script, as a process, as soon as it prints a line that starts like this -> exit status, standard error."""
+def interrupt_at(line, command):
+    """Send Ctrl-C to a script as soon as it prints a line that starts like this -> exit status, standard error."""
     script, *arguments = command
     process = start(small.__file__, script.__file__, *arguments, **ENVIRONMENT)
     for printed in process.stdout:
         if printed.startswith(line):
-            stop(process)
+            process.send_signal(signal.SIGINT)
             break
     else:
         pytest.fail(f'{script.__file__} did not print {line!r}: {process.communicate()[1]}')
@@ -45,8 +46,21 @@ def stop_at(line, command, stop):
     return process.returncode, error
 
 
-def kill_at(line, command):
-    assert stop_at(line, command, subprocess.Popen.kill)[0] == -9  # SIGKILL
+def kill_at(line, command, forked):
+    """Kill a script, as a process, as soon as it prints a line that starts like this."""
+    script, *arguments = command
+    reading, writing = forked.Pipe(duplex=False)
+    process = forked.Process(target=small.run_script, args=(script.__name__, arguments, os.getcwd(), writing))
+    process.start()
+    writing.close()
+    printed = []
+    with open(reading.fileno(), closefd=False) as lines:
+        for text in lines:
+            printed.append(text)
+            if text.startswith(line):
+                process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, ''.join(printed)
 
 
 def run(*commands, folder='.'):
@@ -74,6 +88,17 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope='module')
+def forked():
+    """Starts processes that are forked from one which has everything imported; that takes most of a short run."""
+    context = multiprocessing.get_context('forkserver' if sys.platform == 'linux' else 'spawn')
+    context.set_forkserver_preload(['small', 'pruning', 'weight_share', 'huffman_coding', 'torch._dynamo'])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield context
+
+
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
 # A line is printed just before what it announces: before an epoch, before its checkpoint, before a model is saved.
@@ -83,9 +108,9 @@ PRUNING_MOMENTS = ['--- Initial training', 'Epoch 1/3', 'Epoch 2/3', 'Epoch 3/3'
 
 @SIGNALS
 @pytest.mark.slow
-def test_pruning_killed_at_ten_moments_and_resumed_ends_in_the_same_weights(uninterrupted):
+def test_pruning_killed_at_ten_moments_and_resumed_ends_in_the_same_weights(uninterrupted, forked):
     for moment in PRUNING_MOMENTS:
-        kill_at(moment, resume_where_there_is_something(PRUNING))
+        kill_at(moment, resume_where_there_is_something(PRUNING), forked)
         assert not Path('saves/model_after_retraining.ptmodel').exists() or moment == 'Epoch 4/4'
     run(resume_where_there_is_something(PRUNING))
     for name in 'saves/initial_model.ptmodel', 'saves/model_after_retraining.ptmodel':
@@ -95,10 +120,10 @@ def test_pruning_killed_at_ten_moments_and_resumed_ends_in_the_same_weights(unin
 
 @SIGNALS
 @pytest.mark.slow
-def test_weight_sharing_killed_at_four_moments_and_resumed_ends_in_the_same_weights(uninterrupted):
+def test_weight_sharing_killed_at_four_moments_and_resumed_ends_in_the_same_weights(uninterrupted, forked):
     sharing = [*SHARING, '--load-model-path', str(uninterrupted / 'saves/model_after_retraining.ptmodel')]
     for moment in ['--- Training', 'Epoch 1/3', 'Epoch 2/3', 'Epoch 3/3']:
-        kill_at(moment, resume_where_there_is_something(sharing))
+        kill_at(moment, resume_where_there_is_something(sharing), forked)
     run(resume_where_there_is_something(sharing))
     name = 'saves/model_after_weight_sharing.ptmodel'
     assert same_parameters(name, uninterrupted / name)
@@ -115,14 +140,14 @@ def files(directory):
 
 @SIGNALS
 @pytest.mark.slow
-def test_an_encoder_killed_at_ten_moments_leaves_the_old_files_or_the_new_ones_whole(uninterrupted):
+def test_an_encoder_killed_at_ten_moments_leaves_the_old_files_or_the_new_ones_whole(uninterrupted, forked):
     old_model = load_model(uninterrupted / 'saves/model_after_weight_sharing.ptmodel')
     old_model.fc2.bias.data += 1
     huffman_encode_model(old_model, 'encodings')
     old, new, found = files('encodings'), files(uninterrupted / 'encodings'), []
     encoding = [*ENCODING, '--load-model-path', str(uninterrupted / 'saves/model_after_weight_sharing.ptmodel')]
     for moment in ENCODING_MOMENTS:
-        kill_at(moment, encoding)
+        kill_at(moment, encoding, forked)
         whole = 'encodings' if Path('encodings').exists() else '.encodings.old'  # killed between the two renames
         huffman_decode_model(AlexNet(), whole)
         assert files(whole) in (old, new)
@@ -140,8 +165,7 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(uninterrupted):
             (PRUNING, '--- Initial training', 'there is nothing to resume'),
             (PRUNING, 'Epoch 2/3', f'the same command with --resume goes on from {Path("saves/checkpoint.pt")}'),
             (ENCODING, '--- Accuracy before', 'there is nothing to resume')]:
-        assert stop_at(moment, command, lambda process: process.send_signal(signal.SIGINT)) == (
-            130, f'interrupted: {message}\n')
+        assert interrupt_at(moment, command) == (130, f'interrupted: {message}\n')
 
 
 # ---- the same seed ---------------------------------------------------------------------------------------------------
