@@ -91,11 +91,14 @@ def normalised(model, training, images=None, optimizer=None):
 
 # ---- gradual pruning -------------------------------------------------------------------------------------------------
 
-def part_to_prune(model, args):
-    """The context of pruning: a budget is shared out among the live units, percentages and deviations are of all."""
+def budgeted(model, args):
+    """The context of pruning: a budget is for live units, and what is dead goes first, in place.
+
+    Percentages and deviations are of all weights: for them nothing changes.
+    """
     if args.keep is None:
         return nullcontext()
-    remove_dead_weights(model)  # which a loaded model may have
+    remove_dead_weights(model)  # a loaded model may have some, which would stay, beside the budget
     return live_part(model)
 
 
@@ -168,7 +171,7 @@ def run_stage(args, header):
         util.print_nonzeros(model, args.log)
         figures.draw_sensitivity(model)
         print('--- Pruning ---')
-        with dense_model_named(args), part_to_prune(model, args):
+        with dense_model_named(args), budgeted(model, args):
             prune_gradually(model, images, args, training_between_steps(args, images.labels.device), checkpoint)
         report('accuracy_after_pruning', model)
         print('--- After pruning ---')

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from net.data import is_image_folder
 from net.errors import UserError
-from net.live import count_hidden_units, count_nonzeros
+from net.live import count_hidden_units, count_nonzeros, live_part
 from net.models import COMPACT, PRUNED, SHARED, WIDTHS, AlexNet
 
 SHARING = {  # what most recipes have in common
@@ -112,17 +112,6 @@ def parse_pruning(argv=None):
     return args
 
 
-def check_budgets(model, args):
-    """Raise UserError if the model has fewer weights or units than are to be kept."""
-    n_weights = sum(count_nonzeros(layer) for _, layer in model.layers())
-    for name, n, what in ('keep', n_weights, 'weights'), ('keep_units', count_hidden_units(model), 'units'):
-        kept = getattr(args, name)
-        if kept is not None and kept > n:
-            is_default = kept == RECIPES[args.recipe]['pruning'][name]
-            raise UserError(f'{flag(name)} must be at most the {n} {what} of the network, got {kept}'
-                            + f', the default of --recipe {args.recipe}' * is_default)
-
-
 def pruning_parser():
     parser = Parser('pruning.py', 'Stage 1 of Deep Compression: train the network, prune its small weights, retrain.',
                     ['data', 'training', 'pruning', 'output'],
@@ -149,6 +138,18 @@ def pruning_parser():
                       help='prune below so many standard deviations of a layer')
     add('--prune-steps', type=number(int, 1), metavar='N', help='prune in N steps, with an epoch between two of them')
     return parser
+
+
+def check_budgets(model, args):
+    """Raise UserError if the model has fewer live weights or units than are to be kept."""
+    with live_part(model):
+        n_weights = sum(count_nonzeros(layer) for _, layer in model.layers())
+    for name, n, what in ('keep', n_weights, 'weights'), ('keep_units', count_hidden_units(model), 'units'):
+        kept = getattr(args, name)
+        if kept is not None and kept > n:
+            is_default = kept == RECIPES[args.recipe]['pruning'][name]
+            raise UserError(f'{flag(name)} must be at most the {n} live {what} of the network, got {kept}'
+                            + f', the default of --recipe {args.recipe}' * is_default)
 
 
 # ---- weight_share.py -------------------------------------------------------------------------------------------------

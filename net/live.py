@@ -105,7 +105,7 @@ def live_part(model, optimizer=None):
     """Within this context the model consists of its live units only: the same network with fewer channels.
 
     Parameters, and the state that the optimizer has for them, are gathered from the whole model and in the end
-    scattered back, so that training in between costs what the live part costs. Dead units stay as they are.
+    scattered back, so that what is done in between costs what the live part costs. Dead units stay as they are.
     """
     state = optimizer.state if optimizer else {}
     whole = {}  # parameter -> where its live part lies, all of it, all of its state

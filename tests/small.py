@@ -7,7 +7,6 @@ As a script it starts another one on them, without the seconds that scikit-learn
 import os
 import runpy
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -39,14 +38,13 @@ def sparse_model(path, n_weights=5000):
     save_model(model, path)
 
 
-def run_script(script, arguments, folder, output):
-    """Run a script in this process, which was forked for it; what it prints goes into a pipe, line by line."""
+def run_script(main, arguments, output):
+    """Call a script's main in this process, which was started for it; what it prints goes into a pipe, line by line."""
     for stream in sys.stdout, sys.stderr:
         os.dup2(output.fileno(), stream.fileno())
         stream.reconfigure(line_buffering=True)
-    os.chdir(folder)
     make_small()
-    import_module(script).main(arguments)
+    main(arguments)
 
 
 if __name__ == '__main__':

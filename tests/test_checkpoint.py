@@ -134,7 +134,8 @@ def test_pruning_that_is_resumed_between_two_steps_ends_in_the_same_bits(n_saves
         checkpoint.enter('only', model)
         args = arguments('--keep', '2000', '--prune-steps', '3')
         args.regrow = regrow
-        pruning.prune_gradually(model, images, args, TRAINING._replace(epochs=2, batch_norm=batch_norm), checkpoint)
+        with pruning.budgeted(model, args):
+            pruning.prune_gradually(model, images, args, TRAINING._replace(epochs=2, batch_norm=batch_norm), checkpoint)
         assert [entry['alive'] for entry in checkpoint.history] == sorted(
             (entry['alive'] for entry in checkpoint.history), reverse=True)
         checkpoint.finish()

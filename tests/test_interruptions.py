@@ -46,19 +46,20 @@ def interrupt_at(line, command):
     return process.returncode, error
 
 
-def kill_at(line, command, forked):
+def kill_at(line, command, processes):
     """Kill a script, as a process, as soon as it prints a line that starts like this."""
     script, *arguments = command
-    reading, writing = forked.Pipe(duplex=False)
-    process = forked.Process(target=small.run_script, args=(script.__name__, arguments, os.getcwd(), writing))
+    reading, writing = processes.Pipe(duplex=False)
+    process = processes.Process(target=small.run_script, args=(script.main, arguments, writing))
     process.start()
     writing.close()
     printed = []
-    with open(reading.fileno(), closefd=False) as lines:
+    with reading, open(reading.fileno(), closefd=False) as lines:
         for text in lines:
             printed.append(text)
             if text.startswith(line):
                 process.kill()
+                break
     process.join()
     assert process.exitcode == -signal.SIGKILL, ''.join(printed)
 
@@ -89,11 +90,15 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def forked():
-    """Starts processes that are forked from one which has everything imported; that takes most of a short run."""
+def processes():
+    """Starts processes that have everything imported, which takes most of a short run.
+
+    On Linux they are forked from one that has. Elsewhere that is not safe, and each imports it.
+    """
     context = multiprocessing.get_context('forkserver' if sys.platform == 'linux' else 'spawn')
+    # The last one is imported by the first optimizer.
     context.set_forkserver_preload(['small', 'pruning', 'weight_share', 'huffman_coding', 'torch._dynamo'])
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:  # of the one that is forked, and where it looks for modules
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         yield context
@@ -108,9 +113,9 @@ PRUNING_MOMENTS = ['--- Initial training', 'Epoch 1/3', 'Epoch 2/3', 'Epoch 3/3'
 
 @SIGNALS
 @pytest.mark.slow
-def test_pruning_killed_at_ten_moments_and_resumed_ends_in_the_same_weights(uninterrupted, forked):
+def test_pruning_killed_at_ten_moments_and_resumed_ends_in_the_same_weights(uninterrupted, processes):
     for moment in PRUNING_MOMENTS:
-        kill_at(moment, resume_where_there_is_something(PRUNING), forked)
+        kill_at(moment, resume_where_there_is_something(PRUNING), processes)
         assert not Path('saves/model_after_retraining.ptmodel').exists() or moment == 'Epoch 4/4'
     run(resume_where_there_is_something(PRUNING))
     for name in 'saves/initial_model.ptmodel', 'saves/model_after_retraining.ptmodel':
@@ -120,10 +125,10 @@ def test_pruning_killed_at_ten_moments_and_resumed_ends_in_the_same_weights(unin
 
 @SIGNALS
 @pytest.mark.slow
-def test_weight_sharing_killed_at_four_moments_and_resumed_ends_in_the_same_weights(uninterrupted, forked):
+def test_weight_sharing_killed_at_four_moments_and_resumed_ends_in_the_same_weights(uninterrupted, processes):
     sharing = [*SHARING, '--load-model-path', str(uninterrupted / 'saves/model_after_retraining.ptmodel')]
     for moment in ['--- Training', 'Epoch 1/3', 'Epoch 2/3', 'Epoch 3/3']:
-        kill_at(moment, resume_where_there_is_something(sharing), forked)
+        kill_at(moment, resume_where_there_is_something(sharing), processes)
     run(resume_where_there_is_something(sharing))
     name = 'saves/model_after_weight_sharing.ptmodel'
     assert same_parameters(name, uninterrupted / name)
@@ -140,14 +145,14 @@ def files(directory):
 
 @SIGNALS
 @pytest.mark.slow
-def test_an_encoder_killed_at_ten_moments_leaves_the_old_files_or_the_new_ones_whole(uninterrupted, forked):
+def test_an_encoder_killed_at_ten_moments_leaves_the_old_files_or_the_new_ones_whole(uninterrupted, processes):
     old_model = load_model(uninterrupted / 'saves/model_after_weight_sharing.ptmodel')
     old_model.fc2.bias.data += 1
     huffman_encode_model(old_model, 'encodings')
     old, new, found = files('encodings'), files(uninterrupted / 'encodings'), []
     encoding = [*ENCODING, '--load-model-path', str(uninterrupted / 'saves/model_after_weight_sharing.ptmodel')]
     for moment in ENCODING_MOMENTS:
-        kill_at(moment, encoding, forked)
+        kill_at(moment, encoding, processes)
         whole = 'encodings' if Path('encodings').exists() else '.encodings.old'  # killed between the two renames
         huffman_decode_model(AlexNet(), whole)
         assert files(whole) in (old, new)

@@ -372,10 +372,10 @@ def test_a_budget_is_shared_out_among_live_units_and_percentages_are_of_all_weig
     """A loaded model may have weights that nothing reads: those of a unit whose outgoing weights are zero."""
     model = AlexNet()
     model.fc3.weight.data[:, 3] = 0
-    with pruning.part_to_prune(model, pruning.parse_args(['--recipe', 'paper'])):
+    with pruning.budgeted(model, pruning.parse_args(['--recipe', 'paper'])):
         assert model.fc2.weight.shape == (1024, 1024)
     assert model.fc2.weight[3].count_nonzero() == 1024
-    with pruning.part_to_prune(model, pruning.parse_args(['--keep', '20000'])):
+    with pruning.budgeted(model, pruning.parse_args(['--keep', '20000'])):
         assert model.fc2.weight.shape == (1023, 1024)
     assert model.fc2.weight[3].count_nonzero() == 0 and model.fc2.weight.count_nonzero() == 1023 * 1024
 
@@ -510,7 +510,8 @@ def test_what_is_recorded_on_the_gpu_is_as_what_is_not(batch_norm, images, monke
         training = TRAINING._replace(epochs=2, optimizer='sgd', batch_size=6, loss=loss, batch_norm=batch_norm)
         checkpoint = Checkpoint(PATH, 'test', ['first', 'second'], {})
         checkpoint.enter('first', model)
-        pruning.prune_gradually(model, images.to('cuda'), args, training, checkpoint)
+        with pruning.budgeted(model, args):
+            pruning.prune_gradually(model, images.to('cuda'), args, training, checkpoint)
         checkpoint.enter('second', model)
         with live_part(model), pruning.normalised(model, training):
             pruning.fit(model, images.to('cuda'), training, checkpoint)
