@@ -180,7 +180,7 @@ def image_files(names):
     for name in map(os.path.expanduser, names):
         matches = [name] if os.path.exists(name) else sorted(glob.glob(name))
         if not matches:
-            raise UserError(f'{name}: no such image')
+            raise UserError(f'{name}: no such image or folder')
         for match in matches:
             images = _image_files(match, '*') if os.path.isdir(match) else [match]
             if not images:

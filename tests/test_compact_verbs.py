@@ -230,7 +230,7 @@ def test_the_classes_of_an_own_file_are_called_as_said_or_by_the_names_of_cifar1
 
 @pytest.mark.parametrize('arguments, message', [
     ([], 'classify needs images to look at, or --data FOLDER to measure the accuracy on, got neither'),
-    (['x.png'], 'x.png: no such image'),
+    (['x.png'], 'x.png: no such image or folder'),
     (['--data', 'digits'], f'digits: the network knows {", ".join(CIFAR10_CLASSES)}, '
                            f'the images are {", ".join("0123456789")}'),
     (['--data', 'half'], 'half: has test/ but no train/, expected images in both'),

@@ -295,7 +295,7 @@ def test_a_name_with_brackets_is_a_name_before_it_is_a_pattern():
 
 
 @pytest.mark.parametrize('name, message', [
-    ('x.png', 'x.png: no such image'), ('*.png', '*.png: no such image'),
+    ('x.png', 'x.png: no such image or folder'), ('*.png', '*.png: no such image or folder'),
     ('empty', 'empty: no images there, found nothing'),
     ('folders', 'folders: no images there, found below'),
     ('texts', 'texts: no images there, found 1.txt, 2.txt, 3.txt, ...')])
