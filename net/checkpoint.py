@@ -189,4 +189,4 @@ def _misfits_refused(path):
     except torch.OutOfMemoryError:  # says nothing about the file
         raise
     except Exception as error:  # a file that was tampered with can hold anything
-        raise UserError(f'{path}: does not fit this run ({type(error).__name__})') from error
+        raise UserError(f'{path}: does not fit this run ({type(error).__name__}); --restart throws it away') from error

@@ -215,7 +215,8 @@ CHANGES = {  # how each changes what is stored, in place
     'field of another type': (lambda stored: stored.update(epoch='many'), 'not a checkpoint of these scripts'),
     'unknown phase': (lambda stored: stored.update(phase='waiting'),
                       'phase must be one of initial training, pruning, retraining, got waiting'),
-    'other shapes': (lambda stored: stored['model'].update({'fc3.bias': torch.zeros(3)}), 'does not fit this run'),
+    'other shapes': (lambda stored: stored['model'].update({'fc3.bias': torch.zeros(3)}),
+                     'does not fit this run (RuntimeError); --restart throws it away'),
     'random state': (lambda stored: stored.update(random=(torch.zeros(3), [])), 'does not fit this run'),
     'no optimizer': (lambda stored: stored.update(optimizer={}), 'does not fit this run'),
 }
