@@ -142,6 +142,8 @@ def pruning_parser():
 
 def check_budgets(model, args):
     """Raise UserError if the model has fewer live weights or units than are to be kept."""
+    if args.keep is None:  # percentages or deviations
+        return
     with live_part(model):
         n_weights = sum(count_nonzeros(layer) for _, layer in model.layers())
     for name, n, what in ('keep', n_weights, 'weights'), ('keep_units', count_hidden_units(model), 'units'):
