@@ -65,7 +65,7 @@ def append(data, _, __, run):
     return data + run
 
 
-CASES = 1000
+CASES = 2000
 changes = st.tuples(st.sampled_from([flip, drop, insert, truncate, append]), st.integers(0, 10 ** 6), st.integers(0, 7),
                     st.one_of(st.binary(min_size=1, max_size=9), st.integers(1, 4000).map(bytes)))  # zeros: deep trees
 
