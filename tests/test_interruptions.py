@@ -46,8 +46,8 @@ def interrupt_at(line, command):
     return process.returncode, error
 
 
-def kill_at(line, command, processes):
-    """Kill a script, as a process, as soon as it prints a line that starts like this."""
+def run_apart(command, processes, until=None):
+    """A script in a process of its own, which is killed as soon as it prints a line that starts like this."""
     script, *arguments = command
     reading, writing = processes.Pipe(duplex=False)
     process = processes.Process(target=small.run_script, args=(script.main, arguments, writing))
@@ -57,15 +57,15 @@ def kill_at(line, command, processes):
     with reading, open(reading.fileno(), closefd=False) as lines:
         for text in lines:
             printed.append(text)
-            if text.startswith(line):
+            if until and text.startswith(until):
                 process.kill()
                 break
     process.join()
-    assert process.exitcode == -signal.SIGKILL, ''.join(printed)
+    assert process.exitcode == (-signal.SIGKILL if until else 0), ''.join(printed)
 
 
 def run(*commands, folder='.'):
-    """Scripts, one after the other, in a process of their own."""
+    """Scripts, one after the other, in a process that was started for them and imports all anew."""
     lines = ['import small, pruning, weight_share, huffman_coding', 'small.make_small()',
              *(f'{script.__name__}.main({arguments})' for script, *arguments in commands)]
     done = subprocess.run([sys.executable, '-c', '\n'.join(lines)], cwd=folder, env={**os.environ, **ENVIRONMENT},
@@ -115,9 +115,9 @@ PRUNING_MOMENTS = ['--- Initial training', 'Epoch 1/3', 'Epoch 2/3', 'Epoch 3/3'
 @pytest.mark.slow
 def test_pruning_killed_at_ten_moments_and_resumed_ends_in_the_same_weights(uninterrupted, processes):
     for moment in PRUNING_MOMENTS:
-        kill_at(moment, resume_where_there_is_something(PRUNING), processes)
+        run_apart(resume_where_there_is_something(PRUNING), processes, until=moment)
         assert not Path('saves/model_after_retraining.ptmodel').exists() or moment == 'Epoch 4/4'
-    run(resume_where_there_is_something(PRUNING))
+    run_apart(resume_where_there_is_something(PRUNING), processes)
     for name in 'saves/initial_model.ptmodel', 'saves/model_after_retraining.ptmodel':
         assert same_parameters(name, uninterrupted / name)
     assert not Path('saves/checkpoint.pt').exists()
@@ -128,8 +128,8 @@ def test_pruning_killed_at_ten_moments_and_resumed_ends_in_the_same_weights(unin
 def test_weight_sharing_killed_at_four_moments_and_resumed_ends_in_the_same_weights(uninterrupted, processes):
     sharing = [*SHARING, '--load-model-path', str(uninterrupted / 'saves/model_after_retraining.ptmodel')]
     for moment in ['--- Training', 'Epoch 1/3', 'Epoch 2/3', 'Epoch 3/3']:
-        kill_at(moment, resume_where_there_is_something(sharing), processes)
-    run(resume_where_there_is_something(sharing))
+        run_apart(resume_where_there_is_something(sharing), processes, until=moment)
+    run_apart(resume_where_there_is_something(sharing), processes)
     name = 'saves/model_after_weight_sharing.ptmodel'
     assert same_parameters(name, uninterrupted / name)
     assert sorted(os.listdir('saves')) == ['images.json', 'model_after_weight_sharing.ptmodel']
@@ -152,7 +152,7 @@ def test_an_encoder_killed_at_ten_moments_leaves_the_old_files_or_the_new_ones_w
     old, new, found = files('encodings'), files(uninterrupted / 'encodings'), []
     encoding = [*ENCODING, '--load-model-path', str(uninterrupted / 'saves/model_after_weight_sharing.ptmodel')]
     for moment in ENCODING_MOMENTS:
-        kill_at(moment, encoding, processes)
+        run_apart(encoding, processes, until=moment)
         whole = 'encodings' if Path('encodings').exists() else '.encodings.old'  # killed between the two renames
         huffman_decode_model(AlexNet(), whole)
         assert files(whole) in (old, new)

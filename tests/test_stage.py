@@ -326,16 +326,12 @@ BUSY = 'another run is at work in {}: let it end, or start this one in another f
 @pytest.mark.skipif(sys.platform == 'win32', reason='has no SIGKILL')
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_gone():
     sparse_model('sparse.ptmodel')
-    script = small.__file__, pruning.__file__  # on a small network
-    first = start(*script, *PRUNING, '--retrain-epochs', '100000', PYTHONPATH=str(ROOT))
+    first = start(small.__file__, pruning.__file__, *PRUNING, '--retrain-epochs', '100000', PYTHONPATH=str(ROOT))
     while not first.stdout.readline().startswith('Epoch 2/'):
         pass  # the checkpoint of the first one is there
-    second = start(*script, *PRUNING, '--restart', PYTHONPATH=str(ROOT))
-    error = second.communicate()[1]
-    assert (second.returncode, error) == (1, f'error: {BUSY.format(Path().absolute())}\n')
-    for main in weight_share.main, huffman_coding.main:
-        with pytest.raises(UserError, match='^another run is at work in '):
-            main(DIGITS)
+    others = (pruning.main, [*PRUNING, '--restart']), (weight_share.main, DIGITS), (huffman_coding.main, DIGITS)
+    for main, arguments in others:
+        assert error_of(main, arguments) == BUSY.format(Path().absolute())
     assert PATH.exists()
     first.kill()
     first.communicate()
