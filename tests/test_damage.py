@@ -43,6 +43,12 @@ def files(tmp_path_factory):
     return folder, {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.fixture(scope='module')
+def model():
+    """One to decode into, again and again."""
+    return Small()
+
+
 # ---- damage ----------------------------------------------------------------------------------------------------------
 
 def flip(data, position, bit, _):
@@ -73,13 +79,12 @@ changes = st.tuples(st.sampled_from([flip, drop, insert, truncate, append]), st.
 @pytest.mark.slow
 @given(which=st.integers(0, 22), damages=st.lists(changes, min_size=1, max_size=3))
 @settings(max_examples=CASES)
-def test_any_damage_is_refused_by_file_or_gives_a_model_of_the_right_shape(which, damages, files):
+def test_any_damage_is_refused_by_file_or_gives_a_model_of_the_right_shape(which, damages, files, model):
     directory, whole = files
     name = list(whole)[which]
     data = whole[name]
     for change, position, bit, run in damages:
         data = change(data, position % max(len(data), 1), bit, run) if data else run
-    model = Small()
     shapes = [param.shape for param in model.parameters()]
     for param in model.parameters():
         param.data.fill_(9)

@@ -372,6 +372,7 @@ def test_durations_are_told_in_minutes_and_seconds(seconds, text):
     assert duration(seconds) == text
 
 
+@pytest.mark.slow  # fills as much memory as this process ever had
 @pytest.mark.skipif(sys.platform == 'win32', reason='has no resource usage to ask for')
 def test_the_peak_memory_is_that_of_the_process():
     gigabytes = float(peak_memory().split()[0])
