@@ -8,6 +8,7 @@ measured.
 """
 import csv
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,9 @@ def draw(points, folder):
             ('compact_bytes', 'compact_accuracy', figures.BLUE, 'o', 'compact file'),
             ('bytes', 'accuracy', figures.ORANGE, 's', "homework's layout")]:
         measured = [point for point in pruned if point[n_bytes]]
-        line = [point for point in measured if point['seed'] == '42']
-        axes.plot(numbers(line, n_bytes), numbers(line, accuracy), color=color, linewidth=1)
+        alike = [list(seeds) for _, seeds in groupby(measured, key=lambda point: point['weights'])]
+        line = [(np.mean(numbers(seeds, n_bytes)), np.mean(numbers(seeds, accuracy))) for seeds in alike]
+        axes.plot(*zip(*line, strict=True), color=color, linewidth=1)
         axes.plot(numbers(measured, n_bytes), numbers(measured, accuracy), marker, color=color, label=label)
     for (name, point), marker in zip(PUBLISHED.items(), 'Xv^D', strict=True):
         axes.plot(*point, marker, color=figures.BLACK, label=name)

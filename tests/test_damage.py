@@ -44,9 +44,10 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def model():
-    """One to decode into, again and again."""
-    return Small()
+def decoded():
+    """A model to decode into, again and again, and the shapes of its parameters."""
+    model = Small()
+    return model, [param.shape for param in model.parameters()]
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
@@ -79,13 +80,12 @@ changes = st.tuples(st.sampled_from([flip, drop, insert, truncate, append]), st.
 @pytest.mark.slow
 @given(which=st.integers(0, 22), damages=st.lists(changes, min_size=1, max_size=3))
 @settings(max_examples=CASES)
-def test_any_damage_is_refused_by_file_or_gives_a_model_of_the_right_shape(which, damages, files, model):
-    directory, whole = files
+def test_any_damage_is_refused_by_file_or_gives_a_model_of_the_right_shape(which, damages, files, decoded):
+    (directory, whole), (model, shapes) = files, decoded
     name = list(whole)[which]
     data = whole[name]
     for change, position, bit, run in damages:
         data = change(data, position % max(len(data), 1), bit, run) if data else run
-    shapes = [param.shape for param in model.parameters()]
     for param in model.parameters():
         param.data.fill_(9)
     (directory / name).write_bytes(data)

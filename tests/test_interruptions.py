@@ -47,7 +47,7 @@ def interrupt_at(line, command):
 
 
 def run_apart(command, processes, until=None):
-    """A script in a process of its own, which is killed as soon as it prints a line that starts like this."""
+    """Run a script in a process of its own: to its end, or kill it at the first line that starts with `until`."""
     script, *arguments = command
     reading, writing = processes.Pipe(duplex=False)
     process = processes.Process(target=small.run_script, args=(script.main, arguments, writing))
