@@ -56,7 +56,7 @@ def draw(points, folder):
             ('compact_bytes', 'compact_accuracy', figures.BLUE, 'o', 'compact file'),
             ('bytes', 'accuracy', figures.ORANGE, 's', "homework's layout")]:
         measured = [point for point in pruned if point[n_bytes]]
-        alike = [list(seeds) for _, seeds in groupby(measured, key=lambda point: point['weights'])]
+        alike = [list(seeds) for _, seeds in groupby(measured, lambda point: point['weights'])]  # they are in order
         line = [(np.mean(numbers(seeds, n_bytes)), np.mean(numbers(seeds, accuracy))) for seeds in alike]
         axes.plot(*zip(*line, strict=True), color=color, linewidth=1)
         axes.plot(numbers(measured, n_bytes), numbers(measured, accuracy), marker, color=color, label=label)
