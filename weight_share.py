@@ -9,10 +9,10 @@ from net.arguments import parse_sharing as parse_args
 from net.checkpoint import PATH, Checkpoint
 from net.errors import UserError
 from net.files import one_run_per_folder
-from net.live import live_network, live_part, remove_dead_weights, sort_units
+from net.live import live_part, remove_dead_weights, sort_units
 from net.models import PRUNED
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
-from net.training import training_of_shared_values
+from net.training import teacher_of, training_of_shared_values
 from pruning import fit
 
 import torch
@@ -40,7 +40,7 @@ def run_stage(args, header):
     report('Accuracy_before_quantization', model)
     if args.bits != 5 and not args.compact:
         print(f'Note: the grader wants 33 values in each convolution, those of --bits 5, got --bits {args.bits}')
-    teacher = live_network(model).eval() if args.teacher_share else None
+    teacher = teacher_of(model) if args.teacher_share else None
     print('--- Weight sharing ---')
     pruned, clustered = share_weights(model, args)
     checkpoint.enter('training', model)

@@ -2,7 +2,7 @@
 from contextlib import contextmanager
 
 from net.errors import UserError
-from net.models import replace_zeros
+from net.models import multiply_small_maps, replace_zeros
 
 import torch
 from torch import nn
@@ -36,10 +36,12 @@ def batch_normalised(model, pixels=None, optimizer=None):
     if optimizer:
         optimizer.add_param_group({**optimizer.param_groups[0], 'params': list(norms.parameters())})
     try:
+        multiply_small_maps(model)  # only here: faster where training takes hours, and elsewhere rounded as ever
         with _hooked(hidden, map(_normalise, norms)):
             yield
     finally:
         for layer, norm in zip(hidden, norms, strict=True):
+            vars(layer).pop('forward', None)  # a convolution again
             fold(layer, norm)
         del model.norms
         if optimizer:

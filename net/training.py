@@ -11,7 +11,7 @@ from typing import NamedTuple
 from net.data import batches, normalize
 from net.errors import UserError
 from net.live import live_network, state_like
-from net.models import DENSE, load_model
+from net.models import DENSE, load_model, multiply_small_maps
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,7 @@ def _loss_after_pruning(args, device):
     """The loss for which the dense model may be the teacher."""
     teacher = None
     if args.teacher_share:
-        teacher = live_network(load_model(args.load_model_path or DENSE, device)).eval()
+        teacher = teacher_of(load_model(args.load_model_path or DENSE, device))
     return partial(loss_of_batch, smoothing=args.label_smoothing, teacher=teacher, teacher_share=args.teacher_share)
 
 
@@ -98,6 +98,13 @@ def warm_up(optimizer, training, n_images):
     n_steps = training.epochs * training.steps_per_epoch(n_images)
     rising = min(100, n_steps // 3)
     return LinearLR(optimizer, 0.01, total_iters=rising) if rising else ConstantLR(optimizer, factor=1)
+
+
+def teacher_of(model):
+    """The live part of a model, as fast as it can be asked."""
+    teacher = live_network(model).eval()
+    multiply_small_maps(teacher)
+    return teacher
 
 
 def loss_of_batch(output, target, data, smoothing=0., teacher=None, teacher_share=0.):
