@@ -18,7 +18,8 @@ COMPACT = 'saves/compact.ptmodel'  # shared for the compact file
 
 WIDTHS = 64, 192, 384, 256, 256, 4096, 4096  # units of the hidden layers
 
-# Column 4 * output + input of a 2x2 map: a one for the place of the 3x3 kernel through which that output sees that input.
+# (9, 16): a one in row k and column 4 * o + i if, in a 2x2 map, the output at place o reads the input at place i through
+# place k of a 3x3 kernel.
 PLACES = torch.eye(9).view(9, 3, 3).unfold(1, 2, 1).unfold(2, 2, 1).flip(1, 2).reshape(9, 16)
 
 
@@ -83,7 +84,8 @@ def _multiply(layer, maps):
     if maps.is_cuda:
         return nn.Conv2d.forward(layer, maps)
     n_out, n_in = layer.weight.shape[:2]
-    kernels = (layer.weight.flatten(2) @ PLACES.to(layer.weight.dtype)).view(n_out, n_in, 4, 4).transpose(1, 2)  # (out, place, in, place)
+    places = PLACES.to(layer.weight.dtype)
+    kernels = (layer.weight.flatten(2) @ places).view(n_out, n_in, 4, 4).transpose(1, 2)  # (out, place, in, place)
     outputs = F.linear(maps.flatten(1), kernels.reshape(4 * n_out, 4 * n_in), layer.bias.repeat_interleave(4))
     return outputs.view(len(maps), n_out, 2, 2)
 

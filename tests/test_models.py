@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import net.models
-from net.models import AlexNet, load_model, save_model
+from net.models import AlexNet, load_model, multiply_small_maps, save_model
 
 import pytest
 import torch
@@ -33,6 +33,24 @@ def test_output_is_log_probabilities():
     output = AlexNet(n_classes=3)(torch.randn(2, 3, 32, 32))
     assert output.shape == (2, 3)
     assert torch.allclose(output.exp().sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize('name', ['conv3', 'conv4', 'conv5'])
+def test_a_multiplied_map_has_the_outputs_and_gradients_of_the_convolution(name):
+    torch.manual_seed(0)
+    model = AlexNet(widths=(1, 2, 3, 4, 5, 6, 7)).double()
+    layer = model.get_submodule(name)
+    maps = torch.randn(5, layer.in_channels, 2, 2, dtype=torch.float64, requires_grad=True)
+    factors = torch.randn(5, layer.out_channels, 2, 2, dtype=torch.float64)  # another gradient for each output
+
+    def outputs_and_gradients():
+        outputs = layer(maps)
+        return outputs, *torch.autograd.grad((outputs * factors).sum(), (maps, layer.weight, layer.bias))
+
+    convolved = outputs_and_gradients()
+    multiply_small_maps(model)
+    assert 'forward' in vars(layer)
+    torch.testing.assert_close(outputs_and_gradients(), convolved)
 
 
 @small_runs
