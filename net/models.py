@@ -18,8 +18,8 @@ COMPACT = 'saves/compact.ptmodel'  # shared for the compact file
 
 WIDTHS = 64, 192, 384, 256, 256, 4096, 4096  # units of the hidden layers
 
-# (9, 16): a one in row k and column 4 * o + i if, in a 2x2 map, the output at place o reads the input at place i through
-# place k of a 3x3 kernel.
+# (9, 16): a one in row k and column 4 * o + i if, in a 2x2 map, the output at place o reads the input at place i
+# through place k of a 3x3 kernel.
 PLACES = torch.eye(9).view(9, 3, 3).unfold(1, 2, 1).unfold(2, 2, 1).flip(1, 2).reshape(9, 16)
 
 
