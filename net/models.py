@@ -81,10 +81,10 @@ def multiply_small_maps(model):
 
 def _multiply(layer, maps):
     """(n, in, 2, 2) -> (n, out, 2, 2), as the layer's convolution."""
-    if maps.is_cuda:
+    if maps.is_cuda:  # where it was not measured
         return nn.Conv2d.forward(layer, maps)
     n_out, n_in = layer.weight.shape[:2]
-    places = PLACES.to(layer.weight.dtype)
+    places = PLACES.to(layer.weight)
     kernels = (layer.weight.flatten(2) @ places).view(n_out, n_in, 4, 4).transpose(1, 2)  # (out, place, in, place)
     outputs = F.linear(maps.flatten(1), kernels.reshape(4 * n_out, 4 * n_in), layer.bias.repeat_interleave(4))
     return outputs.view(len(maps), n_out, 2, 2)
