@@ -71,7 +71,7 @@ def narrow_alexnet(n_classes, units):
 
 
 def multiply_small_maps(model):
-    """On a CPU, conv3 to conv5 become matrix products, until `forward` is deleted from them: equal up to rounding.
+    """Let conv3 to conv5 compute as matrix products, until their `forward` is deleted: equal up to rounding.
 
     Each output of a 2x2 map sees all four inputs. A convolution multiplies the padding, too: 20 of 36 products.
     """
