@@ -101,7 +101,7 @@ def warm_up(optimizer, training, n_images):
 
 
 def teacher_of(model):
-    """The live part of a model, as fast as it can be asked."""
+    """The live part of a model in evaluation mode, its small maps multiplied; UserError if some layer has none."""
     teacher = live_network(model).eval()
     multiply_small_maps(teacher)
     return teacher
