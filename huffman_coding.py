@@ -92,7 +92,8 @@ def submission_checks(model, accuracy_before, accuracy_after):
     shared_as_asked = sum(distinct) == 33 * len(distinct)
     way_out = '' if shared_as_asked else ': share with --bits 5, each with a zero and 32 weights or more'
     return [
-        Check('a plain torch.load reads the model', 'required', isinstance(loaded, AlexNet), type(loaded).__name__),
+        Check('torch.load(..., weights_only=False) reads it', 'required', isinstance(loaded, AlexNet),
+              type(loaded).__name__),
         Check('some convolution weight is zero', '70 points', zeros > 0,
               f'{zeros} zeros, {unused} of them in units not in use'),
         Check('33 distinct values per convolution, on average', '10 points', shared_as_asked,
