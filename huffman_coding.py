@@ -37,7 +37,7 @@ def run_stage(args, header):
     if args.load_model_path == SHARED and Path(PRUNED).exists() and os.path.getmtime(PRUNED) > os.path.getmtime(SHARED):
         print(f'Note: {PRUNED} is newer than {SHARED}: if you want it encoded, run weight_share.py first')
     test_images = load_images(args.data, train=False).to(device)
-    stage.check_images(args.load_model_path, test_images, args.data)
+    stage.check_images(args.load_model_path, model, test_images, args.data)
     report = partial(stage.report, images=test_images, log=args.log)
     util.log(header, args.log)
     print('--- Accuracy before encoding ---')
@@ -142,7 +142,8 @@ def write_submission(model, args):
         raise UserError(f'{folder}: expected the files of the homework, to be handed in, found none')
     model_path, archive_path = f'{args.student_id}.ptmodel', f'{args.student_id}.zip'
     save_model(model, model_path)
-    with replace_file(archive_path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
+    with replace_file(archive_path) as file, zipfile.ZipFile(
+            file, 'w', zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:  # some sources are dated 1970
         for path in sources:
             archive.write(path, f'net/{path.name}')
     print(f'Wrote {model_path} and {archive_path}')

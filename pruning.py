@@ -201,7 +201,7 @@ def begin(args, header):
     images, report_images, title = stage.load_splits(args, device)
     checkpoint.train_on(images)
     if model:
-        stage.check_images(args.load_model_path, images, args.data)
+        stage.check_images(args.load_model_path, model, images, args.data)
     model = model or narrow_alexnet(len(images.classes), args.start_units).to(device)
     if not args.resume and not args.dense_only:  # resumed: some may be gone already; dense only: no budget is used
         check_budgets(model, args)

@@ -33,7 +33,7 @@ def run_stage(args, header):
     prepare_output(args.save_model_path)
     images, report_images, title = stage.load_splits(args, device)
     checkpoint.train_on(images)
-    stage.check_images(args.load_model_path, images, args.data)
+    stage.check_images(args.load_model_path, model, images, args.data)
     report = partial(stage.report, images=report_images, log=args.log, title=title, batch_size=args.test_batch_size)
     util.log(header, args.log)
     print('--- Accuracy before weight sharing ---')
@@ -64,6 +64,8 @@ def prepare_output(path):
     """Raise an error if no model can be saved there: better now than after the training."""
     if Path(path).is_dir():
         raise UserError(f'--save-model-path must be a file, got the folder {path}')
+    if Path(path).resolve().parent == PATH.resolve().parent and Path(path).name.startswith(PATH.stem):
+        raise UserError(f'--save-model-path must not be a checkpoint, which goes in the end, got {path}')
     Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 

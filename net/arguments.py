@@ -13,6 +13,7 @@ from pathlib import Path
 
 from net.data import is_image_folder
 from net.errors import UserError
+from net.files import crc32_of
 from net.live import count_hidden_units, count_nonzeros, live_part
 from net.models import COMPACT, PRUNED, SHARED, WIDTHS, AlexNet
 
@@ -119,7 +120,8 @@ def pruning_parser():
     add_common_arguments(parser)
     add_training_arguments(parser)
     add = parser.groups['data'].add_argument
-    add('--load-model-path', metavar='FILE', help='trained model to start from: skips the first training')
+    add('--load-model-path', type=file_name, metavar='FILE',
+        help='trained model to start from: skips the first training')
     add = parser.groups['training'].add_argument
     add('--start-units', type=number(int, len(WIDTHS), sum(WIDTHS)), metavar='N', help='hidden units to begin with')
     add('--epochs', type=number(int, 1), metavar='N', help='epochs of the first training')
@@ -166,6 +168,8 @@ def parse_sharing(argv=None):
     args = parser.parse_args(argv)
     refuse_without_effect(parser, argv, [
         (['lr', 'batch_size'], 'a training of the shared values, got --epochs 0', args.epochs > 0)])
+    if '--bits' in flags_given(argv):
+        args.layer_bits = {}  # of single convolutions
     return args
 
 
@@ -174,7 +178,8 @@ def sharing_parser():
                     ['data', 'training', 'weight sharing', 'output'], ['--fc-bits 5', '--compact'])
     add_common_arguments(parser)
     add_training_arguments(parser)
-    parser.groups['data'].add_argument('--load-model-path', metavar='FILE', default=PRUNED, help='pruned model')
+    parser.groups['data'].add_argument('--load-model-path', type=file_name, metavar='FILE', default=PRUNED,
+                                       help='pruned model')
     add = parser.groups['training'].add_argument
     add('--epochs', type=number(int, 0), metavar='N', help='epochs of training the shared values')
     add('--lr', type=number(float, 0), metavar='X', help='highest learning rate')
@@ -182,7 +187,7 @@ def sharing_parser():
     add('--bits', type=number(int, 1, 8), metavar='BITS', help='2^BITS shared values in each convolution')
     add('--fc-bits', type=number(int, 1, 8), metavar='BITS', help='the same for fully connected layers')
     add('--compact', action='store_true', help='share for the compact file: fewer values, not for handing in')
-    parser.groups['output'].add_argument('--save-model-path', metavar='FILE', help='shared model')
+    parser.groups['output'].add_argument('--save-model-path', type=file_name, metavar='FILE', help='shared model')
     return parser
 
 
@@ -197,7 +202,8 @@ def coding_parser():
     parser = Parser('huffman_coding.py', 'Stage 3 of Deep Compression: encode, decode again, and check what is handed '
                     'in.', ['data', 'output'], ['--student-id b08902000', '--load-model-path mine.ptmodel'], MOVED)
     add_common_arguments(parser)
-    parser.groups['data'].add_argument('--load-model-path', metavar='FILE', default=SHARED, help='shared model')
+    parser.groups['data'].add_argument('--load-model-path', type=file_name, metavar='FILE', default=SHARED,
+                                       help='shared model')
     parser.groups['output'].add_argument('--student-id', type=student_id, metavar='ID',
                                          help='write the files to hand in, ID.ptmodel and ID.zip')
     return parser
@@ -275,10 +281,14 @@ def default_recipe(asked):
     return 'digits' if asked.data == 'digits' and not is_image_folder('digits') else 'ranking'
 
 
+def flags_given(argv):
+    return {argument.split('=')[0] for argument in argv}
+
+
 def refuse_without_effect(parser, argv, rules):
     """End with an error if a flag is given that has no effect; a rule is (flags, what they go with, whether it is so).
     """
-    given = {argument.split('=')[0] for argument in argv}
+    given = flags_given(argv)
     for names, needed, have_effect in rules:
         for name in names:
             if flag(name) in given and not have_effect:
@@ -310,8 +320,11 @@ def add_training_arguments(parser):
 
 
 def arguments_of_run(args):
-    """Flag -> value, as text, of all arguments and settings that the result depends on."""
-    return {flag(name): str(value) for name, value in vars(args).items() if name not in NO_PART_OF_THE_RUN}
+    """Flag -> value, as text, of all arguments and settings that the result depends on, and what model is loaded."""
+    texts = {flag(name): str(value) for name, value in vars(args).items() if name not in NO_PART_OF_THE_RUN}
+    if args.load_model_path and Path(args.load_model_path).is_file():
+        texts['--load-model-path'] += f' (CRC-32 {crc32_of(args.load_model_path):08x})'
+    return texts
 
 
 # ---- types of arguments ----------------------------------------------------------------------------------------------
@@ -358,6 +371,13 @@ def student_id(text):
     return text
 
 
+def file_name(path):
+    """An argparse type: a path; an empty one, of a variable that is not set, would mean none."""
+    if not path:
+        raise argparse.ArgumentTypeError("must be a file, got ''")
+    return path
+
+
 def output_file(path):
     """An argparse type: a file that can be written to later."""
     if not Path(path).parent.is_dir() or Path(path).is_dir():
@@ -369,7 +389,7 @@ def figures_folder(path):
     """An argparse type: a folder, there or not, for figures, which need matplotlib."""
     if importlib.util.find_spec('matplotlib') is None:
         raise argparse.ArgumentTypeError('needs matplotlib, which is not installed: pip install matplotlib')
-    if Path(path).exists() and not Path(path).is_dir():
+    if not path or (Path(path).exists() and not Path(path).is_dir()):
         raise argparse.ArgumentTypeError(f'must be a folder, got {path}')
     os.environ.pop('MPLBACKEND', None)  # files need no backend, and that of a notebook may not be here
     return path

@@ -3,6 +3,7 @@ import io
 import os
 import pickle
 import zipfile
+import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def begins_with(path, magic):
             return file.read(len(magic)) == magic
     except OSError:  # whoever reads it next says why
         return False
+
+
+def crc32_of(path):
+    """Of a file: one that has taken its place since is another."""
+    return zlib.crc32(Path(path).read_bytes())
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def _rebuild(parameters):
             raise UserError(f'{name} has shape {tuple(value.shape)}, expected {tuple(shape)}')
     model = model.float().to_empty(device='cpu')  # float32 whatever the default type is
     for name, param in model.named_parameters():
-        param.data.copy_(parameters[name])
+        param.data.copy_(parameters[name] + 0)  # a mask leaves -0.0 of negative weights: pruned, as +0.0 is
     return model
 
 

@@ -5,14 +5,13 @@ import shlex
 import signal
 import sys
 import time
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
 import util
 from net.data import load_images
 from net.errors import UserError
-from net.files import replace_file
+from net.files import crc32_of, replace_file
 from net.models import load_model, save_model
 
 import numpy
@@ -78,23 +77,20 @@ def save(model, path, images, data):
     """Write a model, and beside it, in images.json, that it was trained on these images, which `--data` named so."""
     save_model(model, path)
     note = Path(path).with_name(IMAGES_NOTE)
-    entry = {'data': data, 'classes': list(images.classes), 'crc32': _crc32(path)}
+    entry = {'data': data, 'classes': list(images.classes), 'crc32': crc32_of(path)}
     with replace_file(note) as file:
         file.write(json.dumps({**_read_note(note), Path(path).name: entry}, indent=1).encode())
 
 
-def check_images(path, images, data):
-    """Raise UserError if a note beside the model says that it was trained on images of other classes."""
+def check_images(path, model, images, data):
+    """Raise UserError if the model was trained on images of other classes, by a note beside it or by their number."""
     trained_on = _read_note(Path(path).with_name(IMAGES_NOTE)).get(Path(path).name)
-    if trained_on and trained_on['crc32'] == _crc32(path) and trained_on['classes'] != list(images.classes):
+    if trained_on and trained_on['crc32'] == crc32_of(path) and trained_on['classes'] != list(images.classes):
         raise UserError(f'{path}: was trained with --data {trained_on["data"]}, of classes '
                         f'{", ".join(trained_on["classes"][:3])}, ..., got --data {data}, of classes '
                         f'{", ".join(images.classes[:3])}, ...')
-
-
-def _crc32(path):
-    """Of a file: one that has taken the place of the model since is another."""
-    return zlib.crc32(Path(path).read_bytes())
+    if model.n_classes != len(images.classes):
+        raise UserError(f'{path}: tells {model.n_classes} classes apart, --data {data} has {len(images.classes)}')
 
 
 def _read_note(path):
@@ -123,7 +119,7 @@ def run(main, checkpoint=None):
     `checkpoint` is the file, if any, from which the script can go on after Ctrl-C. A bug keeps its traceback.
     """
     _make_printable()
-    start = time.perf_counter()
+    start, began = time.perf_counter(), time.time()
     try:
         main()
         print(f'Finished in {duration(time.perf_counter() - start)}, peak memory {peak_memory()}')
@@ -133,8 +129,11 @@ def run(main, checkpoint=None):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         hint = str(stopped) or 'there is nothing to resume'
         if checkpoint and checkpoint.exists():
-            instead = ' in place of --restart' if '--restart' in sys.argv else ''
+            restarted = '--restart' in sys.argv
+            instead = ' in place of --restart' if restarted else ''
             hint = f'the same command with --resume{instead} goes on from {checkpoint}'
+            if restarted and checkpoint.stat().st_mtime < began:
+                hint = f'{checkpoint} is still that of the run before'
         print(f'interrupted: {hint}', file=sys.stderr)
         sys.exit(130)
 

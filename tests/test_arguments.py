@@ -75,6 +75,11 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('pruning', '--dense-only --load-model-path x', '--dense-only goes with a first training, got --load-model-path'),
     ('pruning', '--dense-only --keep 9', '--keep goes with pruning, got --dense-only'),
     ('pruning', '--dense-only --figures f', '--figures goes with pruning, got --dense-only'),
+    ('pruning', '--load-model-path=', "--load-model-path: must be a file, got ''"),
+    ('pruning', '--figures=', '--figures: must be a folder, got '),
+    ('weight_share', '--load-model-path=', "--load-model-path: must be a file, got ''"),
+    ('weight_share', '--save-model-path=', "--save-model-path: must be a file, got ''"),
+    ('huffman_coding', '--load-model-path=', "--load-model-path: must be a file, got ''"),
     ('weight_share', '--bits 0', '--bits: must be a whole number from 1 to 8, got 0'),
     ('weight_share', '--bits 9', '--bits: must be a whole number from 1 to 8, got 9'),
     ('weight_share', '--bits x', '--bits: must be a whole number from 1 to 8, got x'),
@@ -209,6 +214,14 @@ def test_flags_come_before_the_values_of_the_recipe():
     assert (args.bits, args.fc_bits, args.save_model_path) == (8, 3, 'mine.ptmodel')
 
 
+def test_bits_are_those_of_every_convolution_also_where_a_recipe_names_some():
+    accurate = ['--recipe', 'accurate', '--compact']
+    assert parse_sharing(accurate).layer_bits == {'conv1': 7, 'conv2': 5, 'conv4': 3, 'conv5': 3}
+    for bits in ['--bits', '6'], ['--bits=6']:
+        args = parse_sharing([*accurate, *bits])
+        assert (args.bits, args.fc_bits, args.layer_bits) == (6, 4, {})
+
+
 def test_the_paper_prunes_once_with_the_rates_of_table_4_unless_others_are_given():
     assert parse_pruning(['--recipe', 'paper']).rates is None
     args = parse_pruning(['--rates', 'conv1=50,fc2=0.5'])
@@ -305,7 +318,11 @@ BAD_INPUTS = [  # script, what is there, arguments, what the line says
      '^error: saves.checkpoint.pt: no such file, so there is nothing to'),
     ('weight_share', [good_model], f'{MODEL} --save-model-path model.ptmodel/x.ptmodel', "model.ptmodel'"),
     ('weight_share', [good_model], f'{MODEL} --save-model-path .', '--save-model-path must be a file, got'),
-    ('huffman_coding', [other_classes], MODEL, '^error: the model tells 3 classes apart, the data has 10'),
+    ('weight_share', [good_model], f'{MODEL} --save-model-path saves/checkpoint.pt',
+     '^error: --save-model-path must not be a checkpoint, which goes in the end, got saves/checkpoint.pt'),
+    ('weight_share', [good_model], f'{MODEL} --save-model-path saves/checkpoint_start_training.pt',
+     '--save-model-path must not be a checkpoint'),
+    ('huffman_coding', [other_classes], MODEL, '^error: model.ptmodel: tells 3 classes apart, --data digits has 10'),
 ]
 
 

@@ -143,7 +143,7 @@ def test_the_scripts_note_which_images_each_model_was_trained_on(capsys):
 
 def test_a_model_that_has_taken_the_place_of_the_one_that_was_noted_is_taken(trained_on_digits):
     save_model(AlexNet(2), PRUNED)
-    stage.check_images(PRUNED, data.load_images('pets'), 'pets')
+    stage.check_images(PRUNED, load_model(PRUNED), data.load_images('pets'), 'pets')
 
 
 NOTES = [None, '{}', 'no JSON', '{"model.ptmodel": ', '[1]', '{"model.ptmodel": 2}', '{"model.ptmodel": {"data": "x"}}',
@@ -156,10 +156,20 @@ def test_a_model_from_elsewhere_which_has_no_note_that_could_be_read_is_taken(no
     if note is not None:
         Path('images.json').write_text(note, encoding='utf-8')
     pets = data.load_images('pets')
-    save_model(AlexNet(2), 'model.ptmodel')
-    stage.check_images('model.ptmodel', pets, 'pets')
-    stage.save(AlexNet(2), 'model.ptmodel', pets, 'pets')
-    stage.check_images('model.ptmodel', pets, 'pets')
+    model = AlexNet(2)
+    save_model(model, 'model.ptmodel')
+    stage.check_images('model.ptmodel', model, pets, 'pets')
+    stage.save(model, 'model.ptmodel', pets, 'pets')
+    stage.check_images('model.ptmodel', model, pets, 'pets')
+
+
+def test_a_restart_with_a_model_of_other_classes_keeps_the_unfinished_run():
+    save_model(AlexNet(3), 'x.ptmodel')
+    PATH.parent.mkdir()
+    PATH.write_text('hours of training', encoding='utf-8')
+    arguments = [*RANKING, '--load-model-path', 'x.ptmodel', '--restart']
+    assert error_of(pruning.main, arguments) == 'x.ptmodel: tells 3 classes apart, --data digits has 10'
+    assert PATH.read_text(encoding='utf-8') == 'hours of training'
 
 
 @pytest.mark.parametrize('script, arguments', [
@@ -182,6 +192,21 @@ def test_a_run_is_not_resumed_on_other_images(script, arguments, monkeypatch):
     assert PATH.read_bytes() == before
     script.main([*arguments, '--resume'])
     assert not PATH.exists()
+
+
+def test_a_run_is_not_resumed_with_another_model_in_the_place_of_the_one_it_began_with(monkeypatch):
+    sparse_model(PRUNED)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        save = Checkpoint.save
+        patch.setattr(Checkpoint, 'save', lambda *args: save(*args) or (_ for _ in ()).throw(KeyboardInterrupt))
+        weight_share.main([*DIGITS, '--epochs', '2'])
+    first = Path(PRUNED).read_bytes()
+    sparse_model(PRUNED, 4000)
+    names = [f'{PRUNED} (CRC-32 {zlib.crc32(content):08x})' for content in (first, Path(PRUNED).read_bytes())]
+    assert error_of(weight_share.main, [*DIGITS, '--epochs', '2', '--resume']) == (
+        f'{PATH}: belongs to a run with --load-model-path {names[0]}, got {names[1]}')
+    Path(PRUNED).write_bytes(first)
+    weight_share.main([*DIGITS, '--epochs', '2', '--resume'])
 
 
 # ---- trainings that fail ---------------------------------------------------------------------------------------------
@@ -302,15 +327,20 @@ def test_ctrl_c_before_that_says_that_there_is_nothing_to_resume(monkeypatch, ca
     assert interrupted(huffman_coding.main, DIGITS, capsys) == 'interrupted: there is nothing to resume\n'
 
 
-def test_the_way_on_after_a_restart_names_what_resume_stands_in_for(monkeypatch, capsys):
+@pytest.mark.parametrize('written, line', [
+    (True, f'the same command with --resume in place of --restart goes on from {PATH}'),
+    (False, f'{PATH} is still that of the run before')])
+def test_the_way_on_after_a_restart_depends_on_whose_checkpoint_is_there(written, line, monkeypatch, capsys):
     PATH.parent.mkdir()
     PATH.touch()
+    os.utime(PATH, (0, 0))
     monkeypatch.setattr(sys, 'argv', ['pruning.py', '--restart'])
 
     def main(arguments):
+        if written:
+            PATH.write_text('after an epoch', encoding='utf-8')
         raise KeyboardInterrupt
-    assert interrupted(main, [], capsys) == (
-        f'interrupted: the same command with --resume in place of --restart goes on from {PATH}\n')
+    assert interrupted(main, [], capsys) == f'interrupted: {line}\n'
 
 
 def test_several_files_may_be_there():

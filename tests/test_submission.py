@@ -16,6 +16,7 @@ import pytest
 import torch
 from hostile import plant_link
 from scripts import DIGITS, ROOT, error_of
+from torch.nn.utils import prune
 
 pytestmark = pytest.mark.usefixtures('small_runs')
 
@@ -75,7 +76,7 @@ def test_the_table_has_straight_columns(capsys):
 
 def of_another_number_of_classes():
     save_model(AlexNet(3), 'x.ptmodel')
-    return 'the model tells 3 classes apart, the data has 10'
+    return 'x.ptmodel: tells 3 classes apart, --data digits has 10'
 
 
 def trained_on_other_images():
@@ -93,6 +94,18 @@ def test_a_model_that_does_not_fit_the_images_is_refused_and_nothing_is_overwrit
     assert error_of(huffman_coding.main, [*DIGITS, '--load-model-path', 'x.ptmodel', '--student-id', 'x1']) == message
     assert os.listdir('encodings') == [] and Path('x1.ptmodel').read_text(encoding='utf-8') == 'stays'
     assert not Path('x1.zip').exists()
+
+
+def test_a_model_that_was_masked_by_pytorch_is_encoded_and_checked(capsys):
+    """As the way out says: `prune.remove` leaves -0.0 of the negative weights."""
+    model = AlexNet()
+    for _, layer in model.layers():
+        prune.l1_unstructured(layer, 'weight', amount=0.99)
+        prune.remove(layer, 'weight')
+    assert (model.conv1.weight[model.conv1.weight == 0].signbit()).any()
+    save_model(model, 'x.ptmodel')
+    huffman_coding.main([*DIGITS, '--load-model-path', 'x.ptmodel'])
+    assert '\nok     | decoding keeps the accuracy' in capsys.readouterr().out
 
 
 # ---- the files -------------------------------------------------------------------------------------------------------
@@ -116,6 +129,16 @@ def test_the_archive_holds_the_homework_also_where_the_script_is_a_link():
         names = archive.namelist()
         assert archive.read('net/huffmancoding.py') == (ROOT / 'net/huffmancoding.py').read_bytes()
     assert sorted(names) == sorted(f'net/{path.name}' for path in (ROOT / 'net').glob('*.py'))
+
+
+def test_files_dated_1970_as_some_package_managers_leave_them_are_packed_too():
+    shutil.copy(ROOT / 'huffman_coding.py', '.')
+    Path('net').mkdir()
+    Path('net/prune.py').touch()
+    os.utime('net/prune.py', (0, 0))
+    write_submission(script_at('huffman_coding.py'))
+    with zipfile.ZipFile('x1.zip') as archive:
+        assert archive.namelist() == ['net/prune.py']
 
 
 def test_an_archive_without_the_homework_is_not_written():
