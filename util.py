@@ -48,8 +48,9 @@ def test(model, use_cuda=True, images=None, title='Test set', batch_size=1000):
     """
     device = next(model.parameters()).device
     images = (load_images(train=False) if images is None else images).to(device)
-    if model.n_classes != len(images.classes):
-        raise UserError(f'the model tells {model.n_classes} classes apart, the data has {len(images.classes)}')
+    n_classes = getattr(model, 'n_classes', len(images.classes))  # which networks of others do not have
+    if n_classes != len(images.classes):
+        raise UserError(f'the model tells {n_classes} classes apart, the data has {len(images.classes)}')
     loss, correct = evaluate(model, images, batch_size)
     n = len(images.labels)
     print(f'{title}: Average loss: {loss / n:.4f}, Accuracy: {correct}/{n} ({100 * correct / n:.2f}%)')

@@ -85,7 +85,7 @@ MOVED = {
     '--classify': 'python -m net.compact classify IMAGE',
     '--export': 'python -m net.compact export FILE',
 }
-SYNONYMS = {'--learning-rate': '--lr'}
+SYNONYMS = {'--learning-rate': '--lr', '--re-epochs': '--retrain-epochs'}
 
 
 # ---- pruning.py ------------------------------------------------------------------------------------------------------

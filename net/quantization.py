@@ -56,7 +56,7 @@ def _check_bits(model, bits, fc_bits, layer_bits, bias_bits):
         if name not in layers:
             raise UserError(f'unknown layer {name!r}, expected one of {", ".join(layers)}')
     for value in [bits, fc_bits, *layer_bits.values()] + ([] if bias_bits is None else [bias_bits]):
-        if not isinstance(value, int) or value not in range(1, 9):
+        if not isinstance(value, (int, np.integer)) or value not in range(1, 9):
             raise UserError(f'bits must be 1 to 8, got {value}')
 
 

@@ -98,6 +98,7 @@ UNKNOWN_ARGUMENTS = [  # script, argument, what the line says of it
     ('pruning', '--dat digits', ', did you mean --data?'),  # there are no abbreviations
     ('pruning', '--learning-rate 0.1', ', did you mean --lr?'),
     ('weight_share', '--learning-rate=0.1', ', did you mean --lr?'),
+    ('pruning', '--re-epochs 30', ', did you mean --retrain-epochs?'),  # of some years' scaffolds
     ('pruning', '--retrain-learning-rate 0.1', ', did you mean --retrain-lr?'),
     ('pruning', '--bits 5', ', which is a flag of weight_share.py'),
     ('pruning', '--compact', ', which is a flag of weight_share.py'),

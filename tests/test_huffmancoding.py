@@ -575,9 +575,12 @@ def test_files_of_an_earlier_model_do_not_survive(tmp_path):
     huffman_encode_model(Tiny(fc_shape=(2, 3)), directory, tmp_path / 'log.txt')
     assert (directory / 'fc1.weight_csr_data.bin').exists()
     (directory / 'SHA256SUMS').write_text('of an earlier version', encoding='utf-8')
+    for name in 'conv1.weight_kernel_lens.bin', 'conv1.weight_meta.bin', 'conv1.weight.npy':
+        (directory / name).write_text("of another solution's encoder", encoding='utf-8')
     huffman_encode_model(Tiny(), directory, tmp_path / 'log.txt')
     assert {name.split('_')[1] for name in read_all(directory) if name.startswith('fc1.weight')} == {'csc'}
-    assert not (directory / 'SHA256SUMS').exists()
+    assert not any((directory / name).exists() for name in (
+        'SHA256SUMS', 'conv1.weight_kernel_lens.bin', 'conv1.weight_meta.bin', 'conv1.weight.npy'))
     assert sorted(os.listdir(tmp_path)) == ['encodings', 'log.txt']
 
 
@@ -621,7 +624,7 @@ def make_link(directory):
 
 
 @pytest.mark.parametrize('change, match', [
-    (make_foreign_file, 'encodings: holds notes.txt, which the encoder did not write; nothing was replaced'),
+    (make_foreign_file, 'encodings: holds notes.txt, which no encoder wrote; nothing was replaced'),
     (make_foreign_file_beside_new_ones, r'\.encodings\.new: holds notes.txt'),
     (make_foreign_file_in_place_of_old_ones, r'\.encodings\.old: holds notes.txt'),
     (make_dot_folder, 'holds .git'), (make_foreign_folder, 'holds fc1.bias'), (make_link, 'holds fc1.bias')])

@@ -132,6 +132,12 @@ def test_what_is_no_layer_to_share_stays_as_it_is(capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ['0', '4']
 
 
+def test_bits_may_be_one_of_a_numpy_range():
+    model = TinyNet()
+    apply_weight_sharing(model, *np.arange(2, 3))
+    assert len(model.conv1.weight.unique()) == 4
+
+
 @pytest.mark.parametrize('bits', [0, 9, -1, 2.5, 5.0])
 def test_bits_outside_1_to_8_are_refused(bits):
     with pytest.raises(ValueError, match=f'bits must be 1 to 8, got {bits}'):

@@ -69,6 +69,12 @@ def test_the_scaffolds_call_needs_nothing_but_the_model(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith('Test set: Average loss: ')
 
 
+def test_any_network_can_be_tested(capsys):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10), torch.nn.LogSoftmax(1))
+    assert util.test(network, False, random_images(20)) == pytest.approx(10, abs=15)
+    assert capsys.readouterr().out.startswith('Test set: Average loss: ')
+
+
 def test_batches_of_the_test_do_not_change_its_result(capsys):
     model, images = AlexNet(), random_images(30)
     assert util.test(model, False, images, batch_size=7) == util.test(model, False, images)
