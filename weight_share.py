@@ -62,8 +62,6 @@ def run_stage(args, header):
 
 def prepare_output(path):
     """Raise an error if no model can be saved there: better now than after the training."""
-    if Path(path).is_dir():
-        raise UserError(f'--save-model-path must be a file, got the folder {path}')
     if Path(path).resolve().parent == PATH.resolve().parent and Path(path).name.startswith(PATH.stem):
         raise UserError(f'--save-model-path must not be a checkpoint, which goes in the end, got {path}')
     Path(path).parent.mkdir(parents=True, exist_ok=True)

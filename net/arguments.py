@@ -322,8 +322,9 @@ def add_training_arguments(parser):
 def arguments_of_run(args):
     """Flag -> value, as text, of all arguments and settings that the result depends on, and what model is loaded."""
     texts = {flag(name): str(value) for name, value in vars(args).items() if name not in NO_PART_OF_THE_RUN}
-    if args.load_model_path and Path(args.load_model_path).is_file():
-        texts['--load-model-path'] += f' (CRC-32 {crc32_of(args.load_model_path):08x})'
+    loaded, result = args.load_model_path, vars(args).get('save_model_path', PRUNED)
+    if loaded and Path(loaded).is_file() and Path(loaded).resolve() != Path(result).resolve():
+        texts['--load-model-path'] += f' (CRC-32 {crc32_of(loaded):08x})'  # which stays until the run is over
     return texts
 
 
@@ -372,9 +373,9 @@ def student_id(text):
 
 
 def file_name(path):
-    """An argparse type: a path; an empty one, of a variable that is not set, would mean none."""
-    if not path:
-        raise argparse.ArgumentTypeError("must be a file, got ''")
+    """An argparse type: a file, there or not; an empty name, of a variable that is not set, would mean none."""
+    if not path or Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f'must be a file, got {path or repr(path)}')
     return path
 
 

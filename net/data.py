@@ -27,6 +27,7 @@ DOWNLOAD_FOLDER = 'data'  # the only one that CIFAR-10 is downloaded into, unles
 ARCHIVE, ARCHIVE_BYTES, ARCHIVE_MD5 = 'cifar-10-python.tar.gz', 170_498_071, 'c58f30108f718f92721af3b95e74349a'
 CIFAR10_CLASSES = 'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
 CIFAR10_PARTS = 'cifar-10-batches-py', ARCHIVE
+STUBS = {'BUFR', 'GRIB', 'HDF5', 'MPEG'}  # formats that Pillow knows by name only
 CLUTTER = {'__macosx', '@eadir', 'thumbs.db', 'desktop.ini'}  # what systems leave, in lower case
 MAX_PIXELS = 64_000_000  # of an image in memory, where each takes up to 12 bytes
 ORIENTATION = 0x0112  # an EXIF tag
@@ -147,16 +148,20 @@ def _load_cifar10(root, train, download):
     from torchvision.datasets.utils import check_integrity
     archive = Path(root, ARCHIVE)
     had_folder, had_archive = archive.parent.exists(), archive.exists()
+
+    def is_whole():
+        return had_archive and check_integrity(archive, ARCHIVE_MD5)
     try:
-        cifar10 = CIFAR10(root, train=train, download=download)
+        cifar10 = CIFAR10(root, train=train, download=download or is_whole())  # what is there is just unpacked
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
         reason = str(error) if isinstance(error, (OSError, RuntimeError)) else repr(error)
         what = f'CIFAR-10 is not in {root!r}'
-        if had_archive and not check_integrity(archive, ARCHIVE_MD5):
+        if had_archive and not is_whole():
             what = (f'{archive} is damaged ({archive.stat().st_size:,} bytes, expected {ARCHIVE_BYTES:,} with the MD5 '
                     f'{ARCHIVE_MD5})')
+        why = f' and cannot be downloaded ({" ".join(reason.split())})' if download else ''
         raise FileNotFoundError(
-            f'{what} and cannot be downloaded ({" ".join(reason.split())}): put {ARCHIVE} there, '
+            f'{what}{why}: put {ARCHIVE} there, '
             'or give --data FOLDER with train/<class>/ and test/<class>/ images inside, '
             'or take --data digits, which needs no download') from error
     finally:  # after Ctrl-C as well: nothing half downloaded stays
@@ -201,7 +206,8 @@ def _image_files(folder, pattern):
     from PIL import Image
     Image.preinit()  # usual formats are tried first
     Image.init()
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in {*Image.OPEN, 'MPO'}}
+    formats = {*Image.OPEN, 'MPO'} - STUBS
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
     paths = [path for name in _entries(folder, pattern) if not os.path.isdir(path := os.path.join(folder, name))]
     others = [path for path in paths if Path(path).suffix.lower() not in suffixes]
     if others:

@@ -79,6 +79,8 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('pruning', '--figures=', '--figures: must be a folder, got '),
     ('weight_share', '--load-model-path=', "--load-model-path: must be a file, got ''"),
     ('weight_share', '--save-model-path=', "--save-model-path: must be a file, got ''"),
+    ('weight_share', '--save-model-path .', '--save-model-path: must be a file, got .'),
+    ('weight_share', '--load-model-path ..', '--load-model-path: must be a file, got ..'),
     ('huffman_coding', '--load-model-path=', "--load-model-path: must be a file, got ''"),
     ('weight_share', '--bits 0', '--bits: must be a whole number from 1 to 8, got 0'),
     ('weight_share', '--bits 9', '--bits: must be a whole number from 1 to 8, got 9'),
@@ -143,7 +145,7 @@ def test_an_unknown_argument_is_named_with_what_could_be_meant(script, arguments
 
 
 # Switches, paths that are looked at later.
-NOT_CHECKED = set('--help --data --no-cuda --load-model-path --save-model-path --compact'.split())
+NOT_CHECKED = set('--help --data --no-cuda --compact'.split())
 
 
 def flags_of(script, capsys):
@@ -318,7 +320,6 @@ BAD_INPUTS = [  # script, what is there, arguments, what the line says
     ('weight_share', [good_model], f'{MODEL} --resume',
      '^error: saves.checkpoint.pt: no such file, so there is nothing to'),
     ('weight_share', [good_model], f'{MODEL} --save-model-path model.ptmodel/x.ptmodel', "model.ptmodel'"),
-    ('weight_share', [good_model], f'{MODEL} --save-model-path .', '--save-model-path must be a file, got'),
     ('weight_share', [good_model], f'{MODEL} --save-model-path saves/checkpoint.pt',
      '^error: --save-model-path must not be a checkpoint, which goes in the end, got saves/checkpoint.pt'),
     ('weight_share', [good_model], f'{MODEL} --save-model-path saves/checkpoint_start_training.pt',

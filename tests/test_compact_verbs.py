@@ -255,6 +255,7 @@ def test_an_unreadable_image_is_named_before_anything_is_decoded(monkeypatch):
     ([], 'the following arguments are required: VERB (see python -m net.compact --help)'),
     (['photo.png'], "argument VERB: invalid choice: 'photo.png' (choose from "),
     (['write', 'x.ptmodel'], 'the following arguments are required: FILE (see python -m net.compact write --help)'),
+    (['read', 'smallest', '.'], 'argument MODEL: must be a file, got .'),
     (['write', 'x.ptmodel', 'missing/y'], 'argument FILE: must be a file in an existing folder, got missing/y'),
     (['classify', 'x.png', '--no-such-flag'], 'unrecognized arguments: --no-such-flag')])
 def test_wrong_arguments_are_named_in_one_line(arguments, message, capsys):

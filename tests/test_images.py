@@ -260,12 +260,12 @@ def test_what_systems_leave_is_no_class_and_no_image_wherever_it_lies(left, wher
 
 def test_files_that_are_no_images_by_name_are_passed_over_in_one_line(capsys):
     write('images/train/cat/1.png', 'images/train/dog/1.png', 'images/test/cat/1.png', 'images/test/dog/1.png')
-    for name in 'train/dog/notes.txt', 'train/cat/2.heic', 'train/cat/a.pdf', 'test/dog/film.mp4':
+    for name in 'train/dog/notes.txt', 'train/cat/2.heic', 'train/cat/a.pdf', 'test/dog/film.mp4', 'test/dog/film.mpg':
         Path('images', name).touch()
     assert len(load_images('images').pixels) == len(load_images('images', train=False).pixels) == 2
     assert capsys.readouterr().out == (
         f'images/train: passed over {Path("images/train/cat/2.heic")} and 2 more, no images by name\n'
-        f'images/test: passed over {Path("images/test/dog/film.mp4")}, no images by name\n')
+        f'images/test: passed over {Path("images/test/dog/film.mp4")} and 1 more, no images by name\n')
 
 
 def test_a_class_without_images_is_named(capsys):

@@ -299,6 +299,17 @@ def test_ctrl_c_at_the_last_accuracy_of_pruning_can_be_resumed(monkeypatch, caps
     assert 'accuracy_after_retraining' in Path('log.txt').read_text(encoding='utf-8')
 
 
+def test_so_it_can_where_the_model_that_was_loaded_is_pruned_further_and_replaced(monkeypatch, capsys):
+    sparse_model(PRUNED)
+    further = [argument.replace('sparse.ptmodel', PRUNED) for argument in PRUNING]
+    with monkeypatch.context() as patch:
+        ctrl_c_at('accuracy_after_retraining', patch)
+        interrupted(pruning.main, further, capsys)
+    saved = Path(PRUNED).read_bytes()
+    pruning.main([*further, '--resume'])
+    assert Path(PRUNED).read_bytes() == saved and not PATH.exists()
+
+
 def test_the_last_accuracy_is_in_the_log_before_the_checkpoint_goes(monkeypatch):
     sparse_model('sparse.ptmodel')
     logged = []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import util
 from net import stage
-from net.arguments import HelpFormatter, OneLineParser, output_file
+from net.arguments import HelpFormatter, OneLineParser, file_name, output_file
 from net.compact.export import export, export_file
 from net.compact.format import compact_from_model, live_network_from_compact, model_from_compact
 from net.data import CIFAR10_CLASSES, image_files, load_images, load_photo, normalize
@@ -45,7 +45,7 @@ def parse_args(argv=None):
     add('file', metavar='FILE', type=output_file, help='the compact file to write')
     add = add_verb('read', read, 'make a model of a compact file')
     add('network', metavar='FILE', help=compact_file)
-    add('model', metavar='MODEL', help='the .ptmodel to write')
+    add('model', metavar='MODEL', type=file_name, help='the .ptmodel to write')
     add_classify = add_verb('classify', classify, 'say what images show, or how many of a test set are recognised')
     add_classify('images', metavar='IMAGE', nargs='*', help='an image, a folder of images, or a pattern such as *.png')
     add_export = add_verb('export', write_export, 'write a network for other programs')
