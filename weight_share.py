@@ -62,7 +62,7 @@ def run_stage(args, header):
 
 def prepare_output(path):
     """Raise an error if no model can be saved there: better now than after the training."""
-    if Path(path).resolve().parent == PATH.resolve().parent and Path(path).name.startswith(PATH.stem):
+    if Path(path).resolve().parent == PATH.resolve().parent and Path(path).match(f'{PATH.stem}*{PATH.suffix}'):
         raise UserError(f'--save-model-path must not be a checkpoint, which goes in the end, got {path}')
     Path(path).parent.mkdir(parents=True, exist_ok=True)
 

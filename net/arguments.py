@@ -322,9 +322,9 @@ def add_training_arguments(parser):
 def arguments_of_run(args):
     """Flag -> value, as text, of all arguments and settings that the result depends on, and what model is loaded."""
     texts = {flag(name): str(value) for name, value in vars(args).items() if name not in NO_PART_OF_THE_RUN}
-    loaded, result = args.load_model_path, vars(args).get('save_model_path', PRUNED)
+    loaded, result = args.load_model_path, vars(args).get('save_model_path', PRUNED)  # which may replace it
     if loaded and Path(loaded).is_file() and Path(loaded).resolve() != Path(result).resolve():
-        texts['--load-model-path'] += f' (CRC-32 {crc32_of(loaded):08x})'  # which stays until the run is over
+        texts['--load-model-path'] += f' (CRC-32 {crc32_of(loaded):08x})'
     return texts
 
 
