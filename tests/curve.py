@@ -45,7 +45,7 @@ def draw(points, folder):
     axes = figure.subplots()
     dense = numbers([point for point in points if point['recipe'] == 'dense'], 'accuracy')
     mean = sum(dense) / len(dense)
-    axes.axhline(mean, color=figures.GREY, linestyle='--', label=f'dense, trained fully: {mean:.2f} %, 81 MB')
+    axes.axhline(mean, color=figures.GREY, linestyle='--', label=f'dense, 9.3 of 81 MB trained: {mean:.2f} %')
     pruned = sorted((point for point in points if point['recipe'] not in ('dense', 'paper')),
                     key=lambda point: int(point['weights']))
     for point in points:
