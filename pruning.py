@@ -49,8 +49,8 @@ def train(model, images, optimizer, scheduler, epochs, training):
     for epoch in epochs:
         model.train()  # the accuracy after an epoch, for the figures, leaves it in evaluation mode
         start, losses = time.perf_counter(), []
-        pbar = tqdm(batches(images, training.batch_size, training.crop), epoch.title,
-                    training.steps_per_epoch(len(images.labels)), leave=False, disable=None)
+        pbar = tqdm(training.batches(images), epoch.title, training.steps_per_epoch(len(images.labels)),
+                    leave=False, disable=None)
         for batch_idx, (data, target) in enumerate(pbar):
             optimizer.zero_grad()
             output = model(data)

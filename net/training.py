@@ -39,7 +39,14 @@ class Training(NamedTuple):
     log_interval: int  # steps between two shown losses
     batch_norm: bool = False
 
+    def batches(self, images):
+        """Yield the batches of one epoch, as `net.data.batches` does, with these settings."""
+        return islice(batches(images, self.batch_size, self.crop), self.steps_per_epoch(len(images.labels)))
+
     def steps_per_epoch(self, n_images):
+        """Under batch normalisation a last batch less than half full, whose deviations say little, is left out."""
+        if self.batch_norm and n_images > self.batch_size and n_images % self.batch_size < self.batch_size / 2:
+            return n_images // self.batch_size
         return math.ceil(n_images / self.batch_size)
 
 
@@ -136,7 +143,7 @@ def regrow(model, images, training, to_regrow):
         return
     model.train()
     model.zero_grad()
-    for data, target in islice(batches(images, training.batch_size, training.crop), BATCHES_TO_REGROW):
+    for data, target in islice(training.batches(images), BATCHES_TO_REGROW):
         training.loss(model(data), target, data).backward()
     for name, layer in model.layers():
         weight, gradient = layer.weight.data.flatten(), layer.weight.grad.flatten()

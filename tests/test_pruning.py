@@ -219,6 +219,16 @@ def test_a_single_step_of_training_is_one_at_the_full_rate(images, checkpoint):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize('n_images, batch_norm, sizes', [
+    (11, False, [5, 5, 1]), (11, True, [5, 5]), (12, True, [5, 5]), (13, True, [5, 5, 3]), (10, True, [5, 5]),
+    (2, True, [2])])
+def test_a_last_batch_less_than_half_full_is_left_out_under_batch_normalisation(n_images, batch_norm, sizes, images):
+    training = TRAINING._replace(batch_norm=batch_norm)
+    few = Images(images.pixels[:n_images], images.labels[:n_images], images.classes)
+    assert [len(target) for _, target in training.batches(few)] == sizes
+    assert training.steps_per_epoch(n_images) == len(sizes)
+
+
 @pytest.mark.parametrize('prune_steps', [2, 3, 10])
 def test_pruning_in_few_steps_of_one_batch_learns_in_between(prune_steps, images, small_runs, rates, checkpoint):
     """On average, its rate is at least a third of the highest one."""
