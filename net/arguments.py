@@ -390,6 +390,6 @@ def figures_folder(path):
     if importlib.util.find_spec('matplotlib') is None:
         raise argparse.ArgumentTypeError('needs matplotlib, which is not installed: pip install matplotlib')
     if not path or (Path(path).exists() and not Path(path).is_dir()):
-        raise argparse.ArgumentTypeError(f'must be a folder, got {path}')
+        raise argparse.ArgumentTypeError(f'must be a folder, got {path or repr(path)}')
     os.environ.pop('MPLBACKEND', None)  # files need no backend, and that of a notebook may not be here
     return path

@@ -76,7 +76,7 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('pruning', '--dense-only --keep 9', '--keep goes with pruning, got --dense-only'),
     ('pruning', '--dense-only --figures f', '--figures goes with pruning, got --dense-only'),
     ('pruning', '--load-model-path=', "--load-model-path: must be a file, got ''"),
-    ('pruning', '--figures=', '--figures: must be a folder, got '),
+    ('pruning', '--figures=', "--figures: must be a folder, got ''"),
     ('weight_share', '--load-model-path=', "--load-model-path: must be a file, got ''"),
     ('weight_share', '--save-model-path=', "--save-model-path: must be a file, got ''"),
     ('weight_share', '--save-model-path .', '--save-model-path: must be a file, got .'),

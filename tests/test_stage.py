@@ -172,15 +172,24 @@ def test_a_restart_with_a_model_of_other_classes_keeps_the_unfinished_run():
     assert PATH.read_text(encoding='utf-8') == 'hours of training'
 
 
+def stop_after_an_epoch(main, arguments, monkeypatch):
+    """Let Ctrl-C come to a script right after its first checkpoint."""
+    save = Checkpoint.save
+
+    def save_and_stop(*args):
+        save(*args)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoint, 'save', save_and_stop)
+        main(arguments)
+
+
 @pytest.mark.parametrize('script, arguments', [
     (pruning, [*RANKING, '--epochs', '2', '--dense-only']),
     (weight_share, [*DIGITS, '--epochs', '2', '--load-model-path', 'sparse.ptmodel'])])
 def test_a_run_is_not_resumed_on_other_images(script, arguments, monkeypatch):
     sparse_model('sparse.ptmodel')
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        save = Checkpoint.save
-        patch.setattr(Checkpoint, 'save', lambda *args: save(*args) or (_ for _ in ()).throw(KeyboardInterrupt))
-        script.main(arguments)
+    stop_after_an_epoch(script.main, arguments, monkeypatch)
     before = PATH.read_bytes()
     digits = data.load_images('digits')
     for others in digits._replace(labels=digits.labels.flip(0)), digits.split(3)[0]:  # renamed, or removed
@@ -196,10 +205,7 @@ def test_a_run_is_not_resumed_on_other_images(script, arguments, monkeypatch):
 
 def test_a_run_is_not_resumed_with_another_model_in_the_place_of_the_one_it_began_with(monkeypatch):
     sparse_model(PRUNED)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        save = Checkpoint.save
-        patch.setattr(Checkpoint, 'save', lambda *args: save(*args) or (_ for _ in ()).throw(KeyboardInterrupt))
-        weight_share.main([*DIGITS, '--epochs', '2'])
+    stop_after_an_epoch(weight_share.main, [*DIGITS, '--epochs', '2'], monkeypatch)
     first = Path(PRUNED).read_bytes()
     sparse_model(PRUNED, 4000)
     names = [f'{PRUNED} (CRC-32 {zlib.crc32(content):08x})' for content in (first, Path(PRUNED).read_bytes())]
