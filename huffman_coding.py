@@ -1,6 +1,5 @@
 """Stage 3 of Deep Compression: encode the shared model, decode it again, and check what is handed in."""
 import io
-import os
 import shlex
 import zipfile
 from functools import partial
@@ -16,7 +15,7 @@ from net.errors import UserError
 from net.files import one_run_per_folder, replace_file
 from net.huffmancoding import huffman_decode_model, huffman_encode_model
 from net.live import live_units
-from net.models import PRUNED, SHARED, AlexNet, check_lossless, save_model
+from net.models import SHARED, AlexNet, check_lossless, save_model
 from net.statistics import entropy_table, read_streams
 
 import torch
@@ -33,9 +32,8 @@ def main(argv=None):
 def run_stage(args, header):
     """From the shared model to `encodings/`, and back."""
     device = stage.pick_device(args.no_cuda)
-    model = stage.load_input(args.load_model_path, SHARED, 'weight_share.py', device)
-    if args.load_model_path == SHARED and Path(PRUNED).exists() and os.path.getmtime(PRUNED) > os.path.getmtime(SHARED):
-        print(f'Note: {PRUNED} is newer than {SHARED}: if you want it encoded, run weight_share.py first')
+    model = stage.load_input(args, device)
+    stage.note_if_older(args.load_model_path)
     test_images = load_images(args.data, train=False).to(device)
     stage.check_images(args.load_model_path, model, test_images, args.data)
     report = partial(stage.report, images=test_images, log=args.log)

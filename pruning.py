@@ -5,7 +5,6 @@
 import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 
 import util
 from net import stage
@@ -15,9 +14,9 @@ from net.batch_norm import batch_normalised
 from net.checkpoint import PATH, Checkpoint
 from net.data import batches
 from net.errors import UserError
-from net.files import one_run_per_folder
+from net.files import check_writable, one_run_per_folder
 from net.live import count_alive, count_hidden_units, count_nonzeros, live_part, remove_dead_weights
-from net.models import DENSE, PRUNED, WIDTHS, load_model, narrow_alexnet
+from net.models import DENSE, PRUNED, WIDTHS, narrow_alexnet
 from net.prune import amount_to_keep, number_to_keep, part_to_regrow
 from net.training import (
     average_loss,
@@ -159,7 +158,7 @@ def run_stage(args, header):
         training = initial_training(args)
         with live_part(model), normalised(model, training):
             fit(model, images, training, checkpoint)
-        stage.save(model, DENSE, images, args.data)
+        stage.save(model, DENSE, images, args)
     if args.dense_only:
         report('initial_accuracy', model)
         return end(checkpoint, DENSE)
@@ -182,7 +181,7 @@ def run_stage(args, header):
     training = retraining(args, images.labels.device)
     with dense_model_named(args), live_part(model), normalised(model, training, images):
         fit(model, images, training, checkpoint)
-    stage.save(model, PRUNED, images, args.data)
+    stage.save(model, PRUNED, images, args)
     report('accuracy_after_retraining', model)
     print('--- After Retraining ---')
     util.print_nonzeros(model, args.log)
@@ -196,8 +195,8 @@ def begin(args, header):
                             arguments_of_run(args), args.resume, args.restart)
     torch.manual_seed(args.seed)
     device = stage.pick_device(args.no_cuda)
-    Path('saves').mkdir(exist_ok=True)  # if it cannot be made, better now than after the training
-    model = load_model(args.load_model_path, device) if args.load_model_path else None
+    check_writable(PRUNED)  # better now than after the training
+    model = stage.load_input(args, device) if args.load_model_path else None
     images, report_images, title = stage.load_splits(args, device)
     checkpoint.train_on(images)
     if model:
@@ -273,7 +272,7 @@ class Figures:
         if self.folder:
             from net import figures
             print('Wrote', figures.draw_history(self.checkpoint.history, self.shown, self.folder))
-            print('Wrote', figures.draw_network(figures.layer_sizes(model), self.folder))
+            print('Wrote', figures.draw_network(model, self.folder))
 
 
 if __name__ == '__main__':

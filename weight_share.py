@@ -8,9 +8,8 @@ from net.arguments import arguments_of_run
 from net.arguments import parse_sharing as parse_args
 from net.checkpoint import PATH, Checkpoint
 from net.errors import UserError
-from net.files import one_run_per_folder
+from net.files import check_writable, one_run_per_folder
 from net.live import live_part, remove_dead_weights, sort_units
-from net.models import PRUNED
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
 from net.training import teacher_of, training_of_shared_values
 from pruning import fit
@@ -29,7 +28,7 @@ def run_stage(args, header):
     checkpoint = Checkpoint(PATH, 'weight_share.py', ['training'], arguments_of_run(args), args.resume, args.restart)
     torch.manual_seed(args.seed)
     device = stage.pick_device(args.no_cuda)
-    model = stage.load_input(args.load_model_path, PRUNED, 'pruning.py', device)
+    model = stage.load_input(args, device)
     prepare_output(args.save_model_path)
     images, report_images, title = stage.load_splits(args, device)
     checkpoint.train_on(images)
@@ -51,12 +50,13 @@ def run_stage(args, header):
     if args.bfloat16:
         for param in model.parameters():
             param.data = param.data.bfloat16().float()
-    stage.save(model, args.save_model_path, images, args.data)
+    stage.save(model, args.save_model_path, images, args)
     with stage.already_written(args.save_model_path):
         print('--- Accuracy after weight sharing ---')
         report('Accuracy_after_quantization', model)
         if args.figures:
-            draw_centroids(pruned, clustered, weights_of(model), args.figures)
+            from net import figures  # matplotlib takes a second to import
+            print('Wrote', figures.draw_centroids(pruned, clustered, weights_of(model), args.figures))
         checkpoint.finish()
 
 
@@ -64,7 +64,7 @@ def prepare_output(path):
     """Raise an error if no model can be saved there: better now than after the training."""
     if Path(path).resolve().parent == PATH.resolve().parent and Path(path).match(f'{PATH.stem}*{PATH.suffix}'):
         raise UserError(f'--save-model-path must not be a checkpoint, which goes in the end, got {path}')
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
 
 
 def share_weights(model, args):
@@ -86,15 +86,6 @@ def train_shared_values(model, images, args, teacher, checkpoint):
 def weights_of(model):
     """Layer -> a copy of its weights, float32."""
     return {name: layer.weight.detach().cpu().numpy().copy() for name, layer in model.layers()}
-
-
-def draw_centroids(pruned, clustered, trained, folder):
-    from net import figures  # matplotlib takes a second to import
-    layers = {}
-    for name, weights in pruned.items():
-        alive = weights != 0
-        layers[name] = figures.SharedLayer(weights[alive], clustered[name][alive], trained[name][alive])
-    print('Wrote', figures.draw_centroids(layers, folder))
 
 
 if __name__ == '__main__':

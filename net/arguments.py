@@ -74,7 +74,7 @@ RECIPES = {
 }
 
 # Arguments that cannot change the result of a run.
-NO_PART_OF_THE_RUN = {'resume', 'restart', 'log', 'figures', 'test_batch_size', 'log_interval'}
+NO_PART_OF_THE_RUN = {'resume', 'restart', 'log', 'figures', 'test_batch_size', 'log_interval', 'save_model_path'}
 
 # Flags that huffman_coding.py once had -> the command that does it now.
 MOVED = {
@@ -84,6 +84,7 @@ MOVED = {
     '--classify': 'python -m net.compact classify IMAGE',
     '--export': 'python -m net.compact export FILE',
 }
+MAX_BATCH = 10**6  # images
 SYNONYMS = {'--learning-rate': '--lr', '--re-epochs': '--retrain-epochs'}
 
 
@@ -91,15 +92,14 @@ SYNONYMS = {'--learning-rate': '--lr', '--re-epochs': '--retrain-epochs'}
 
 def parse_pruning(argv=None):
     """The arguments of pruning.py: its flags, and the other settings of its recipe."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser, asked = pruning_parser(), first_look(argv)
-    thresholds = [name for name in ('rates', 'sensitivity') if getattr(asked, name) is not None]
-    recipe = asked.recipe or ('paper' if thresholds else default_recipe(asked))
+    given, parser = given_arguments(pruning_parser(), argv), pruning_parser()
+    thresholds = [name for name in ('rates', 'sensitivity') if name in given]
+    recipe = given.get('recipe') or ('paper' if thresholds else default_recipe(given))
     if thresholds and recipe != 'paper':
         parser.error(f'{flag(thresholds[0])} prunes as the paper does, at --recipe paper, got --recipe {recipe}')
     parser.set_defaults(**RECIPES[recipe]['pruning'], recipe=recipe)
     args = parser.parse_args(argv)
-    refuse_without_effect(parser, argv, [
+    refuse_without_effect(parser, given, [
         (['start_units', 'keep', 'keep_units'], 'a recipe that shares out a budget, got --recipe paper',
          recipe != 'paper'),
         (['start_units', 'epochs', 'lr', 'dense_only'], 'a first training, got --load-model-path',
@@ -159,15 +159,14 @@ def check_budgets(model, args):
 
 def parse_sharing(argv=None):
     """The arguments of weight_share.py: its flags, and the other settings of its recipe."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser, asked = sharing_parser(), first_look(argv)
-    recipe = asked.recipe or default_recipe(asked)
-    parser.set_defaults(**RECIPES[recipe]['compact' if asked.compact else 'sharing'], recipe=recipe,
-                        save_model_path=COMPACT if asked.compact else SHARED)
+    given, parser = given_arguments(sharing_parser(), argv), sharing_parser()
+    recipe, compact = given.get('recipe') or default_recipe(given), 'compact' in given
+    parser.set_defaults(**RECIPES[recipe]['compact' if compact else 'sharing'], recipe=recipe,
+                        save_model_path=COMPACT if compact else SHARED)
     args = parser.parse_args(argv)
-    refuse_without_effect(parser, argv, [
+    refuse_without_effect(parser, given, [
         (['lr', 'batch_size'], 'a training of the shared values, got --epochs 0', args.epochs > 0)])
-    if '--bits' in flags_given(argv):
+    if 'bits' in given:
         args.layer_bits = {}  # of single convolutions
     return args
 
@@ -265,38 +264,31 @@ def flag(name):
     return f'--{name.replace("_", "-")}'
 
 
-def first_look(argv):
-    """What decides which recipe gives the defaults."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in 'recipe', 'data', 'rates', 'sensitivity':
-        parser.add_argument(flag(name), nargs='?')
-    parser.add_argument('--compact', action='store_true')
-    asked = parser.parse_known_args(argv)[0]
-    asked.recipe = asked.recipe if asked.recipe in RECIPES else None  # the parser itself refuses others
-    return asked
+def given_arguments(parser, argv=None):
+    """Name -> value of the arguments that are given, without defaults: these depend on the recipe."""
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    argv = sys.argv[1:] if argv is None else argv
+    return vars(parser.parse_args([word for word in argv if word not in ('-h', '--help')]))  # which show the defaults
 
 
-def default_recipe(asked):
-    return 'digits' if asked.data == 'digits' and not is_image_folder('digits') else 'ranking'
+def default_recipe(given):
+    return 'digits' if given.get('data') == 'digits' and not is_image_folder('digits') else 'ranking'
 
 
-def flags_given(argv):
-    return {argument.split('=')[0] for argument in argv}
-
-
-def refuse_without_effect(parser, argv, rules):
-    """End with an error if a flag is given that has no effect; a rule is (flags, what they go with, whether it is so).
+def refuse_without_effect(parser, given, rules):
+    """End with an error if an argument is given that has no effect; a rule is (names, what they go with, if it is so).
     """
-    given = flags_given(argv)
     for names, needed, have_effect in rules:
         for name in names:
-            if flag(name) in given and not have_effect:
+            if name in given and not have_effect:
                 parser.error(f'{flag(name)} goes with {needed}')
 
 
 def add_common_arguments(parser):
     add = parser.groups['data'].add_argument
-    add('--data', metavar='FOLDER', default='data', help='folder with train/ and test/ images or CIFAR-10, or: digits')
+    add('--data', type=not_empty, metavar='FOLDER', default='data',
+        help='folder with train/ and test/ images or CIFAR-10, or: digits')
     add('--no-cuda', action='store_true', help='use the CPU even if there is a GPU')
     add = parser.groups['output'].add_argument
     add('--log', type=output_file, metavar='FILE', default='log.txt', help='log file')
@@ -309,8 +301,8 @@ def add_training_arguments(parser):
                                        help='report on N held-out training images, not on the test set')
     add = parser.groups['training'].add_argument
     add('--recipe', choices=RECIPES, help='which result: a high rate, nothing lost, the slides\' way, or digits')
-    add('--batch-size', type=number(int, 1), metavar='N', help='images per training step')
-    add('--test-batch-size', type=number(int, 1), metavar='N', default=1000, help='images per test step')
+    add('--batch-size', type=number(int, 1, MAX_BATCH), metavar='N', help='images per training step')
+    add('--test-batch-size', type=number(int, 1, MAX_BATCH), metavar='N', default=1000, help='images per test step')
     add('--seed', type=number(int, 0, 2**63 - 1), metavar='N', default=42, help='random seed')
     add('--log-interval', type=number(int, 1), metavar='N', default=10, help='steps between two shown losses')
     unfinished = parser.groups['training'].add_mutually_exclusive_group()
@@ -371,8 +363,16 @@ def student_id(text):
     return text
 
 
+def not_empty(text):
+    """An argparse type: any text; an empty one comes from a variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty, got ''")
+    return text
+
+
 def file_name(path):
     """An argparse type: a file, there or not; an empty name, of a variable that is not set, would mean none."""
+    path = os.path.expanduser(path)  # shells leave the ~ of --log=~/log.txt
     if not path or Path(path).is_dir():
         raise argparse.ArgumentTypeError(f'must be a file, got {path or repr(path)}')
     return path
@@ -380,16 +380,22 @@ def file_name(path):
 
 def output_file(path):
     """An argparse type: a file that can be written to later."""
-    if not Path(path).parent.is_dir() or Path(path).is_dir():
+    path = file_name(path)
+    if not Path(path).parent.is_dir():
         raise argparse.ArgumentTypeError(f'must be a file in an existing folder, got {path}')
     return path
+
+
+def folder_name(path):
+    """An argparse type: a folder, there or not."""
+    if not path or Path(path).is_file():
+        raise argparse.ArgumentTypeError(f'must be a folder, got {path or repr(path)}')
+    return os.path.expanduser(path)
 
 
 def figures_folder(path):
     """An argparse type: a folder, there or not, for figures, which need matplotlib."""
     if importlib.util.find_spec('matplotlib') is None:
         raise argparse.ArgumentTypeError('needs matplotlib, which is not installed: pip install matplotlib')
-    if not path or (Path(path).exists() and not Path(path).is_dir()):
-        raise argparse.ArgumentTypeError(f'must be a folder, got {path or repr(path)}')
     os.environ.pop('MPLBACKEND', None)  # files need no backend, and that of a notebook may not be here
-    return path
+    return folder_name(path)

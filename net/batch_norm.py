@@ -24,7 +24,8 @@ def batch_normalised(model, pixels=None, optimizer=None):
     for name, layer in model.layers():
         if layer.bias is None:
             raise UserError(f'batch normalisation becomes part of the biases, {name} has none')
-    norms = nn.ModuleList(_norm_of(layer) for layer in hidden).to(hidden[0].weight.device)
+    norms = nn.ModuleList((nn.BatchNorm2d if layer.weight.dim() == 4 else nn.BatchNorm1d)(len(layer.weight))
+                          for layer in hidden).to(hidden[0].weight.device)
     replace_zeros(norms)  # the means begin at 0, which would say that they are pruned
     if pixels is not None:
         outputs = []
@@ -47,10 +48,6 @@ def batch_normalised(model, pixels=None, optimizer=None):
         if optimizer:
             optimizer.param_groups.pop()
             optimizer.state.clear()
-
-
-def _norm_of(layer):
-    return (nn.BatchNorm2d if layer.weight.dim() == 4 else nn.BatchNorm1d)(len(layer.weight))
 
 
 def _normalise(norm):

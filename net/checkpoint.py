@@ -106,8 +106,8 @@ class Checkpoint:
             scheduler.load_state_dict(self._stored['scheduler'])
             cpu, cuda = self._stored['random']
             torch.set_rng_state(cpu)
-            if cuda:
-                torch.cuda.set_rng_state_all(cuda)
+            if cuda is not None:
+                torch.cuda.set_rng_state(cuda)
         epochs, self._stored = self._stored['epoch'], None
         return epochs
 
@@ -120,7 +120,7 @@ class Checkpoint:
         self.history.append({'phase': self.phase, 'epoch': epoch, 'loss': loss, 'alive': count_alive(model),
                              'units': count_hidden_units(model),
                              'accuracy': self.accuracy(model) if self.accuracy else None})
-        cuda = torch.cuda.get_rng_state_all() if next(model.parameters()).is_cuda else []
+        cuda = torch.cuda.get_rng_state() if next(model.parameters()).is_cuda else None
         save_archive({
             'script': self.script, 'arguments': self.arguments, 'images': self.images, 'phase': self.phase,
             'epoch': epoch, 'model': model.state_dict(), 'optimizer': optimizer.state_dict(),

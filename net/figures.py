@@ -1,6 +1,5 @@
 """Figures of the three stages, drawn from what a run has measured; each function returns the path of a PNG file."""
 from pathlib import Path
-from typing import NamedTuple
 
 from net.files import replace_file
 from net.live import count_nonzeros, live_units
@@ -92,39 +91,24 @@ def draw_history(history, images, folder):
     return save(figure, folder, 'history')
 
 
-class LayerSize(NamedTuple):
-    """How large a layer is, whole and after pruning."""
-    units: int
-    units_left: int
-    weights: int
-    weights_left: int
-
-
-def layer_sizes(model):
-    """Layer -> how large it is, whole and after pruning."""
-    return {name: LayerSize(len(layer.weight), len(outputs), layer.weight.numel(), count_nonzeros(layer))
-            for (name, layer), outputs in zip(model.layers(), live_units(model)[1:], strict=True)}
-
-
-def draw_network(layers, folder):
-    """The whole network and what is left of it: units of each layer, and the weights that lead to them.
-
-    `layers` is name -> `LayerSize`.
-    """
+def draw_network(model, folder):
+    """The whole network and what is left of it: units of each layer, and the weights that lead to them."""
+    names, layers = zip(*model.layers(), strict=True)
+    sizes = {'units': ([len(layer.weight) for layer in layers], [len(units) for units in live_units(model)[1:]]),
+             'weights': ([layer.weight.numel() for layer in layers], [count_nonzeros(layer) for layer in layers])}
     figure = Figure((WIDTH, 4.2), layout='constrained')
     all_axes = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(layers))
-    for axes, kind in zip(all_axes, ('units', 'weights'), strict=True):
-        for shift, field, color, hatch, label in [(-0.2, kind, GREY, '', 'the whole AlexNet'),
-                                                  (0.2, f'{kind}_left', BLUE, '//', 'what is left')]:
-            values = [getattr(layer, field) for layer in layers.values()]
+    for axes, (kind, (whole, left)) in zip(all_axes, sizes.items(), strict=True):
+        for shift, values, color, hatch, label in [(-0.2, whole, GREY, '', 'the whole AlexNet'),
+                                                   (0.2, left, BLUE, '//', 'what is left')]:
             axes.barh(places + shift, values, 0.38, color=color, hatch=hatch, edgecolor='white', label=label)
             for place, value in zip(places, values, strict=True):
                 axes.annotate(f' {value:,}', (max(value, 1), place + shift), va='center', fontsize=8)
         axes.set_xscale('log')
-        axes.set_xlim(1, 300 * max(getattr(layer, kind) for layer in layers.values()))
+        axes.set_xlim(1, 300 * max(whole))
         axes.set_xlabel(f'{kind} (logarithmic)')
-    all_axes[0].set_yticks(places, layers)
+    all_axes[0].set_yticks(places, names)
     all_axes[0].invert_yaxis()
     figure.legend(*all_axes[0].get_legend_handles_labels(), ncols=2, loc='outside lower center')
     figure.suptitle('What is left of the network: units of each layer, and the weights that lead to them')
@@ -133,45 +117,32 @@ def draw_network(layers, folder):
 
 # ---- stage 2: weight sharing -----------------------------------------------------------------------------------------
 
-class SharedLayer(NamedTuple):
-    """The surviving weights of a layer before sharing, after k-means, and after training; each (n,), float32."""
-    pruned: np.ndarray
-    clustered: np.ndarray
-    trained: np.ndarray
-
-
-def draw_centroids(layers, folder):
+def draw_centroids(pruned, clustered, trained, folder):
     """Histogram of each layer's surviving weights, with the centroids before and after training.
 
-    `layers` is name -> `SharedLayer` (Han et al. 2016, Fig. 4, right).
+    The weights before sharing, after k-means and after training are layer -> float32 array (Han et al. 2016, Fig. 4,
+    right).
     """
     figure = Figure((WIDTH, 5), layout='constrained')
-    for axes, (name, layer) in zip(_panels(figure, layers), layers.items(), strict=True):
-        heights, _, _ = axes.hist(layer.pruned.astype(float), 60, color=GREY, alpha=0.6, label='weights before sharing')
+    for axes, (name, weights) in zip(figure.subplots(2, 4).flat, pruned.items(), strict=True):
+        alive = weights != 0
+        values = weights[alive].astype(float)
+        heights, _, _ = axes.hist(values, 60, color=GREY, alpha=0.6, label='weights before sharing')
         top = max(heights.max(), 1)
-        for values, marker, color, height, label in [
-                (layer.clustered, 'o', BLUE, -0.08, 'centroids of k-means'),
-                (layer.trained, '^', RED, -0.19, 'centroids after training')]:
-            centroids = np.unique(values)
+        for shared, marker, color, height, label in [
+                (clustered[name], 'o', BLUE, -0.08, 'centroids of k-means'),
+                (trained[name], '^', RED, -0.19, 'centroids after training')]:
+            centroids = np.unique(shared[alive])
             axes.plot(centroids, np.full(len(centroids), height * top), marker, color=color, markersize=3, label=label)
         axes.set_ylim(-0.27 * top, 1.05 * top)
         axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= top])  # below zero are only the centroids
-        axes.set_title(f'{name}: {len(layer.pruned):,} weights', fontsize=10)
+        axes.set_title(f'{name}: {alive.sum():,} weights', fontsize=10)
         axes.set_xlabel('value of the weight', fontsize=9)
     figure.supylabel('number of weights')
     figure.suptitle('K-means puts centroids among the weights, and training moves them')
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, ncols=3, loc='outside lower center')
     return save(figure, folder, 'centroids')
-
-
-def _panels(figure, layers):
-    """A panel for each layer, four in a row."""
-    n_rows = -(-len(layers) // 4)
-    axes = figure.subplots(n_rows, 4, squeeze=False).ravel()
-    for unused in axes[len(layers):]:
-        unused.remove()
-    return axes[:len(layers)]
 
 
 # ---- stage 3: Huffman coding -----------------------------------------------------------------------------------------

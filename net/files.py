@@ -49,8 +49,16 @@ def replace_file(path):
             flush_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise OSError(f'{path}: cannot be written ({path.parent} is a file)') from error
     except OSError as error:
         raise OSError(f'{path}: cannot be written ({error.strerror or error})') from error
+
+
+def check_writable(path):
+    """Raise OSError, as `replace_file` does, if it could not write this file."""
+    with suppress(LookupError), replace_file(path):
+        raise LookupError  # before anything is replaced
 
 
 def flush_folder(folder):

@@ -12,6 +12,8 @@ padding bits (0 to 7), and then the bits, most significant first, zero-padded:
 
 This file also works alone, beside any `util.py` that has `log`.
 """
+if __name__ == '__main__':  # before the imports, since util.py is not found from here
+    raise SystemExit('This is a library: run huffman_coding.py in the folder above.')
 import heapq
 import os
 import re

@@ -93,10 +93,10 @@ class PruningModule(nn.Module):
         Weights that are zero stay zero. What is given must be finite, and name every layer.
         """
         for name, module in self.layers():
-            threshold = count_threshold(module.weight.data, counts[name])
-            print(f'Pruning with threshold : {threshold:.4f} for layer {name}')
-            self._prune(module, threshold)
-            _drop_last_of_equals(module.weight.data, threshold, counts[name])
+            weights = module.weight.data
+            order = weights.abs().flatten().argsort(descending=True, stable=True)  # places, the largest weight's first
+            print(f'Pruning with threshold : {weights.flatten()[order[counts[name] - 1]].abs():.4f} for layer {name}')
+            weights[torch.unravel_index(order[counts[name]:], weights.shape)] = 0
 
     def shares_of_budget(self, keep, fc_cost=1, score='lamp'):
         """How many weights each layer has among the `keep` of the network with the highest scores: name -> count.
@@ -135,14 +135,6 @@ class PruningModule(nn.Module):
                 layer.bias.data[removed] = 0
 
 
-def count_threshold(weights, count):
-    """Halfway between the `count` largest of |weights| and the one before."""
-    magnitudes = weights.abs().flatten()
-    n_pruned = len(magnitudes) - count
-    neighbours = max(n_pruned, 1), min(n_pruned + 1, len(magnitudes))  # as kthvalue counts them
-    return sum(magnitudes.kthvalue(k).values.item() for k in neighbours) / 2
-
-
 def lamp_scores(weights):
     """The layer-adaptive scores of the weights that are not zero, (n,), float64, ascending.
 
@@ -163,24 +155,9 @@ def _shares(scores, keep):
     """
     for layer_scores in scores:
         layer_scores[-1:] = math.inf  # whatever it costs; nothing if the tensor is empty
-    pooled = torch.cat(scores)
-    if keep >= len(pooled):
-        return [len(layer_scores) for layer_scores in scores]
-    lowest = pooled.kthvalue(len(pooled) - keep + 1).values
-    shares = [int((layer_scores > lowest).sum()) for layer_scores in scores]
-    left = keep - sum(shares)
-    for i, layer_scores in enumerate(scores):
-        taken = min(left, int((layer_scores == lowest).sum()))
-        shares[i], left = shares[i] + taken, left - taken
-    return shares
-
-
-def _drop_last_of_equals(weights, threshold, count):
-    """Zero, in place, the last of the weights that lie at the threshold, until `count` are left."""
-    surplus = int(torch.count_nonzero(weights)) - count
-    if surplus > 0:
-        equal = (weights.abs() == threshold).nonzero()
-        weights[tuple(equal[-surplus:].T)] = 0
+    owners = torch.cat([torch.full_like(layer_scores, i, dtype=torch.int64) for i, layer_scores in enumerate(scores)])
+    highest = torch.cat(scores).argsort(descending=True, stable=True)[:keep]
+    return owners[highest].bincount(minlength=len(scores)).tolist()
 
 
 def _cost(layer, fc_cost):

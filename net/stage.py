@@ -12,13 +12,12 @@ import util
 from net.data import load_images
 from net.errors import UserError
 from net.files import crc32_of, replace_file
-from net.models import load_model, save_model
+from net.models import COMPACT, PRUNED, SHARED, load_model, save_model
 
 import numpy
 import torch
 
-IMAGES_NOTE = 'images.json'  # beside models: which images each was trained on
-ENTRY = {'data', 'classes', 'crc32'}  # of the note, for each model
+NOTE = {'crc32': int, 'classes': list, 'data': str, 'recipe': str, 'validation': int}  # how a model was made
 
 
 # ---- what a run begins with ------------------------------------------------------------------------------------------
@@ -42,17 +41,39 @@ def header(script, argv):
             f'PyTorch {torch.__version__}, NumPy {numpy.__version__})')
 
 
-def load_input(path, default, made_by, device):
-    """The model that another script has made; UserError says which one, if the model is not at its default place."""
-    if path == default and not Path(path).exists():
+def load_input(args, device):
+    """The model at --load-model-path; prints what was otherwise when it was made, which may be meant, or forgotten.
+
+    UserError says which script makes it, if it is not at its default place.
+    """
+    path = args.load_model_path
+    made_by = {PRUNED: 'pruning.py', SHARED: 'weight_share.py'}.get(path)
+    if made_by and not Path(path).exists():
         raise UserError(f'{path}: no such file: run {made_by} in this folder first, or name a model with '
                         '--load-model-path')
-    return load_model(path, device)
+    model, made, now = load_model(path, device), _note_of(path), vars(args)
+    for name in 'data', 'recipe':
+        if made and name in now and made[name] != now[name]:
+            print(f'Note: {path} was made with --{name} {made[name]}, got --{name} {now[name]}')
+    if made and (now.get('validation') or 0) > made['validation']:
+        print(f'Note: {path} was trained on some of the images that --validation {args.validation} holds out now: the '
+              'accuracy on them promises too much')
+    return model
+
+
+def note_if_older(path):
+    """Print a note if the pruned model is newer than the shared one at `path`, which is to be encoded."""
+    if path in (SHARED, COMPACT) and Path(PRUNED).exists() and os.path.getmtime(PRUNED) > os.path.getmtime(path):
+        command = 'weight_share.py' + ' --compact' * (path == COMPACT)
+        print(f'Note: {PRUNED} is newer than {path}: if you want it encoded, run {command} first')
 
 
 def load_splits(args, device):
     """The images to train on, those to report on, and what to call these, as `--data` and `--validation` say."""
     images = load_images(args.data).to(device)
+    if len(images.classes) == 1:
+        raise UserError(f'{args.data}: found one class, {images.classes[0]}, expected two or more, each a folder in '
+                        'train/ and in test/')
     if not args.validation:
         return images, load_images(args.data, train=False).to(device), 'Test set'
     if args.validation >= len(images.labels):
@@ -73,33 +94,34 @@ def accuracy(model, images, batch_size):
     return 100 * util.evaluate(model, images, batch_size)[1] / len(images.labels)
 
 
-def save(model, path, images, data):
-    """Write a model, and beside it, in images.json, that it was trained on these images, which `--data` named so."""
+def save(model, path, images, args):
+    """Write a model, and beside it, in `<path>.json`, a note of the images and arguments that it was trained with."""
     save_model(model, path)
-    note = Path(path).with_name(IMAGES_NOTE)
-    entry = {'data': data, 'classes': list(images.classes), 'crc32': crc32_of(path)}
-    with replace_file(note) as file:
-        file.write(json.dumps({**_read_note(note), Path(path).name: entry}, indent=1).encode())
+    note = {'crc32': crc32_of(path), 'classes': images.classes, 'data': args.data, 'recipe': args.recipe,
+            'validation': args.validation or 0}
+    with replace_file(f'{path}.json') as file:
+        file.write(json.dumps(note, indent=1).encode())
 
 
 def check_images(path, model, images, data):
-    """Raise UserError if the model was trained on images of other classes, by a note beside it or by their number."""
-    trained_on = _read_note(Path(path).with_name(IMAGES_NOTE)).get(Path(path).name)
-    if trained_on and trained_on['crc32'] == crc32_of(path) and trained_on['classes'] != list(images.classes):
-        raise UserError(f'{path}: was trained with --data {trained_on["data"]}, of classes '
-                        f'{", ".join(trained_on["classes"][:3])}, ..., got --data {data}, of classes '
+    """Raise UserError if the model was trained on images of other classes, by the note beside it or by their number."""
+    made = _note_of(path)
+    if made and made['classes'] != list(images.classes):
+        raise UserError(f'{path}: was trained with --data {made["data"]}, of classes '
+                        f'{", ".join(map(str, made["classes"][:3]))}, ..., got --data {data}, of classes '
                         f'{", ".join(images.classes[:3])}, ...')
     if model.n_classes != len(images.classes):
         raise UserError(f'{path}: tells {model.n_classes} classes apart, --data {data} has {len(images.classes)}')
 
 
-def _read_note(path):
-    """Model -> what it was trained on; what cannot be read is left out."""
+def _note_of(path):
+    """What `save` noted of this model; None if there is no such note, or it is that of another model."""
     try:
-        note = dict(json.loads(path.read_text('utf-8')))
-    except (OSError, TypeError, ValueError):  # a model from elsewhere has none
-        return {}
-    return {name: entry for name, entry in note.items() if isinstance(entry, dict) and entry.keys() >= ENTRY}
+        note = json.loads(Path(f'{path}.json').read_text('utf-8'))
+    except (OSError, ValueError):  # a model from elsewhere has none
+        return None
+    is_one = isinstance(note, dict) and all(isinstance(note.get(name), kind) for name, kind in NOTE.items())
+    return note if is_one and note['crc32'] == crc32_of(path) else None
 
 
 # ---- how a run ends --------------------------------------------------------------------------------------------------
@@ -125,6 +147,10 @@ def run(main, checkpoint=None):
         print(f'Finished in {duration(time.perf_counter() - start)}, peak memory {peak_memory()}')
     except (UserError, OSError, torch.OutOfMemoryError) as error:
         sys.exit(f'error: {error}')
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # PyTorch's words on a CPU
+            raise
+        sys.exit(f'error: not enough memory ({error})')
     except KeyboardInterrupt as stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         hint = str(stopped) or 'there is nothing to resume'

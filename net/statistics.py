@@ -1,8 +1,8 @@
-"""How good the code is: for every stream of an encoded model its symbols, their code words, and its entropy."""
+"""How good the code is: for every stream of an encoded model its symbols, the bits of its code, and its entropy."""
 from pathlib import Path
 from typing import NamedTuple
 
-from net.huffmancoding import code_words, decode_tree, huffman_decode, unpack_bits
+from net.huffmancoding import huffman_decode, unpack_bits
 
 import numpy as np
 
@@ -13,23 +13,12 @@ class Stream(NamedTuple):
     """A stream as it lies on disk."""
     parameter: str  # such as conv1.weight
     part: str  # one of PARTS
-    counts: np.ndarray  # (distinct symbols,), int: how often each occurs
-    lengths: np.ndarray  # (distinct symbols,), int: bits of its code word
+    n_symbols: int
+    n_distinct: int
+    code_bits: int
+    entropy_bits: float  # of an ideal code, which gives each symbol -log2 of its frequency (Shannon 1948)
     codebook_bytes: int
     data_bytes: int
-
-    @property
-    def n_symbols(self):
-        return int(self.counts.sum())
-
-    @property
-    def code_bits(self):
-        return int(self.counts @ self.lengths)
-
-    @property
-    def entropy_bits(self):
-        """What an ideal code would take that gives each symbol -log2 of its frequency, in bits (Shannon 1948)."""
-        return float(self.counts @ -np.log2(self.counts / self.n_symbols)) if len(self.counts) else 0.0
 
 
 def read_streams(model, directory='encodings/'):
@@ -42,15 +31,12 @@ def read_streams(model, directory='encodings/'):
 
 def read_stream(directory, parameter, prefix):
     part = prefix.rpartition('_')[2]
-    codebook_path, data_path = directory / f'{prefix}_codebook.bin', directory / f'{prefix}.bin'
     values = huffman_decode(directory, prefix, np.float32 if part == 'data' else np.int32).view(np.uint32)
-    distinct, counts = np.unique(values, return_counts=True)
-    lengths = np.empty(0, int)
-    if len(distinct):
-        tree, leaves = decode_tree(unpack_bits(codebook_path.read_bytes()))
-        length_of = dict(zip(leaves.tolist(), map(len, code_words(tree)), strict=True))
-        lengths = np.array([length_of[value] for value in distinct.tolist()])
-    return Stream(parameter, part, counts, lengths, codebook_path.stat().st_size, data_path.stat().st_size)
+    counts = np.unique(values, return_counts=True)[1]
+    entropy_bits = float(counts @ -np.log2(counts / len(values)))  # without values an empty sum, 0
+    codebook, data = (Path(directory, f'{prefix}{end}.bin').read_bytes() for end in ('_codebook', ''))
+    return Stream(parameter, part, len(values), len(counts), len(unpack_bits(data)), entropy_bits, len(codebook),
+                  len(data))
 
 
 def entropy_table(streams):
@@ -58,8 +44,8 @@ def entropy_table(streams):
     lines = [f'{"Stream":<22} | {"symbols":>9} {"distinct":>9} {"bits/symbol":>12} {"entropy":>9} {"efficiency":>11}',
              '-' * 79]
     for stream in streams:
-        lines.append(_row(f'{stream.parameter} {stream.part}', stream.n_symbols, f'{len(stream.counts)}',
-                          stream.code_bits, stream.entropy_bits))
+        lines.append(_row(f'{stream.parameter} {stream.part}', stream.n_symbols, stream.n_distinct, stream.code_bits,
+                          stream.entropy_bits))
     lines.append(_row('total', sum(stream.n_symbols for stream in streams), '',
                       sum(stream.code_bits for stream in streams), sum(stream.entropy_bits for stream in streams)))
     return '\n'.join(lines)

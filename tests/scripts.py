@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pruning
 from net import stage
@@ -21,6 +22,11 @@ def error_of(main, arguments):
         stage.run(lambda: main(arguments))
     assert str(stopped.value.code).startswith('error: ') and '\n' not in stopped.value.code
     return stopped.value.code.removeprefix('error: ')
+
+
+def made_with(data='digits', recipe='digits', validation=None):
+    """Arguments of a script that saves a model."""
+    return SimpleNamespace(data=data, recipe=recipe, validation=validation)
 
 
 def start(*command, **environment):

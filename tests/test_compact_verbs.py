@@ -99,7 +99,7 @@ REFUSED = [  # what x is, verb, what the line says
     (a_model, 'read', '^x: a .ptmodel, expected a compact file: python -m net.compact write x FILE makes one$'),
     (a_text, 'read', "^x: no compact file: it starts with b'PK a', expected b'DCAN'$"),
     (nothing, 'read', r'^x: cannot be read \(No such file or directory\)$'),
-    (lambda: Path('x').mkdir(), 'read', r'^x: cannot be read \(Is a directory\)$'),
+    (lambda: Path('x').mkdir(), 'read', r'^x: cannot be read \('),
 ]
 
 
@@ -168,6 +168,11 @@ def test_the_names_of_the_shipped_networks_win_and_an_own_file_of_that_name_is_p
 def test_a_shipped_network_taken_for_a_file_here_is_named():
     assert error_of(main, ['read', 'accurate.dcan', 'x.ptmodel']) == (
         'accurate.dcan: no such file; the network that comes with the code is called accurate')
+
+
+def test_a_shipped_network_given_by_its_path_knows_what_it_was_trained_on():
+    assert error_of(main, ['classify', '--network', str(SHIPPED['smallest']), '--data', 'digits']).startswith(
+        'digits: the network knows airplane, automobile')
 
 
 # ---- classify --------------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import pruning
 import weight_share
 from net import data, figures
 from net.checkpoint import PATH, Checkpoint
-from net.models import AlexNet
+from net.models import SHARED, AlexNet, load_model
 from net.statistics import Stream
 
 import numpy as np
 import pytest
+import small
 import torch
 from scripts import ROOT
 
@@ -63,35 +64,31 @@ def test_the_history_has_loss_accuracy_and_weights_on_one_axis_of_epochs(drawn):
 
 
 def test_the_network_is_shown_before_and_after_pruning(drawn):
-    figures.draw_network({'conv1': figures.LayerSize(64, 60, 23232, 700), 'fc1': figures.LayerSize(4096, 9, 10**6, 70)},
-                         'figures')
+    model = AlexNet(widths=[5, 4, 3, 4, 5, 6, 700])
+    model.conv2.weight.data[2:] = 0
+    model.conv3.weight.data[:, 1:] = 0  # reads one unit of conv2
+    figures.draw_network(model, 'figures')
     units, weights = drawn['network'].axes
-    assert [bar.get_width() for bar in units.patches] == [64, 4096, 60, 9]
-    assert [bar.get_width() for bar in weights.patches] == [23232, 10**6, 700, 70]
-    assert [text.get_text().strip() for text in weights.texts] == ['23,232', '1,000,000', '700', '70']
-    assert [text.get_text() for text in units.get_yticklabels()] == ['conv1', 'fc1']
+    assert [bar.get_width() for bar in units.patches] == [5, 4, 3, 4, 5, 6, 700, 10] + [5, 1, 3, 4, 5, 6, 700, 10]
+    whole = [5 * 3 * 121, 4 * 5 * 25, 3 * 4 * 9, 4 * 3 * 9, 5 * 4 * 9, 6 * 5, 700 * 6, 10 * 700]
+    left = [whole[0], 2 * 5 * 25, 3 * 1 * 9, *whole[3:]]
+    assert [bar.get_width() for bar in weights.patches] == whole + left
+    assert [text.get_text().strip() for text in weights.texts] == [f'{n:,}' for n in whole + left]
+    assert [text.get_text() for text in units.get_yticklabels()] == LAYERS
     assert (units.get_xlabel(), weights.get_xlabel()) == ('units (logarithmic)', 'weights (logarithmic)')
 
 
-def test_the_sizes_of_a_layer_are_its_units_and_weights_whole_and_left():
-    model = AlexNet(widths=[5, 4, 3, 4, 5, 6, 7])
-    model.conv2.weight.data[2:] = 0
-    model.conv3.weight.data[:, 1:] = 0  # reads one unit of conv2
-    sizes = figures.layer_sizes(model)
-    assert list(sizes) == LAYERS
-    assert sizes['conv2'] == figures.LayerSize(units=4, units_left=1, weights=4 * 5 * 25, weights_left=2 * 5 * 25)
-    assert sizes['fc3'] == figures.LayerSize(units=10, units_left=10, weights=70, weights_left=70)
-
-
-def shared_layer(n):
-    """Weights around two centroids, -1 and 1, of which training moves the second one to 2."""
-    clustered = np.where(np.arange(n) % 3 == 0, 1, -1).astype(np.float32)
-    trained = np.where(clustered == 1, np.float32(2), clustered)
-    return figures.SharedLayer(clustered * np.float32(1.5), clustered, trained)
+def shared_layers():
+    """Layer -> weights around two centroids, -1 and 1, of which training moves the second one to 2; and two zeros."""
+    clustered = {name: np.where(np.arange(12 * i + 12) % 3 == 0, 1, -1).astype(np.float32)
+                 for i, name in enumerate(LAYERS)}
+    layers = ({name: 1.5 * weights for name, weights in clustered.items()}, clustered,
+              {name: np.where(weights == 1, 2, weights) for name, weights in clustered.items()})
+    return [{name: np.append(weights, [0, 0]) for name, weights in layer.items()} for layer in layers]
 
 
 def test_the_centroids_stand_in_the_histogram_of_each_layer(drawn):
-    figures.draw_centroids({name: shared_layer(12 * i + 12) for i, name in enumerate(LAYERS)}, 'figures')
+    figures.draw_centroids(*shared_layers(), 'figures')
     panels = drawn['centroids'].axes
     assert [axes.get_title() for axes in panels][:2] == ['conv1: 12 weights', 'conv2: 24 weights'] and len(panels) == 8
     assert [sum(bar.get_height() for bar in axes.patches) for axes in panels] == [12 * i + 12 for i in range(8)]
@@ -102,14 +99,14 @@ def test_the_centroids_stand_in_the_histogram_of_each_layer(drawn):
 
 
 def test_weights_that_hardly_differ_have_a_histogram(drawn):
-    weights = np.array([1, 1.0000001], np.float32)
-    figures.draw_centroids({'conv1': figures.SharedLayer(weights, weights, weights)}, 'figures')
+    layers = dict.fromkeys(LAYERS, np.array([1, 1.0000001], np.float32))
+    figures.draw_centroids(layers, layers, layers, 'figures')
     assert sum(bar.get_height() for bar in drawn['centroids'].axes[0].patches) == 2
 
 
-STREAMS = [Stream('conv1.weight', 'data', np.array([6, 2]), np.array([1, 1]), 10, 2),
-           Stream('conv1.weight', 'length', np.array([4, 2, 2]), np.array([1, 2, 2]), 14, 3),
-           Stream('fc1.weight', 'indices', np.array([], int), np.array([], int), 1, 1)]
+STREAMS = [Stream('conv1.weight', 'data', 8, 2, 8, 6.5, codebook_bytes=10, data_bytes=2),
+           Stream('conv1.weight', 'length', 8, 3, 12, 12.0, codebook_bytes=14, data_bytes=3),
+           Stream('fc1.weight', 'indices', 0, 0, 0, 0.0, codebook_bytes=1, data_bytes=1)]
 
 
 def draw_bytes(folder):
@@ -149,8 +146,9 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(monkeypatch):
 @pytest.mark.slow
 def test_figures_need_no_backend_and_that_of_a_notebook_may_be_missing():
     code = ("from net.arguments import figures_folder; folder = figures_folder('drawn'); from net import figures; "
-            "figures.draw_network({'conv1': figures.LayerSize(1, 1, 1, 1)}, folder)")
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'module://nowhere'}
+            "from net.models import AlexNet; figures.draw_network(AlexNet(widths=[1] * 7), folder)")
+    backend = 'module://matplotlib_inline.backend_inline'  # matplotlib refuses it while it is imported
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'MPLBACKEND': backend}
     done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert os.listdir('drawn') == ['network.png']
@@ -181,6 +179,33 @@ def test_the_scripts_draw_all_figures_that_are_shown(small_runs):
     shown = {path.name for path in (ROOT / '.github').glob('*.png')}
     assert set(os.listdir('figures')) == shown - {'curve.png'}  # which is that of many runs
     assert all(path.read_bytes()[:4] == b'\x89PNG' for path in Path('figures').iterdir())
+
+
+def test_the_script_hands_over_the_weights_before_sharing_after_k_means_and_after_training(small_runs, monkeypatch):
+    small.sparse_model('pruned.ptmodel')
+    handed_over = []
+    monkeypatch.setattr(figures, 'draw_centroids', lambda *args: handed_over.extend(args) or 'a file')
+    weight_share.main(['--data', 'digits', '--no-cuda', '--figures', 'figures', '--load-model-path', 'pruned.ptmodel',
+                       '--epochs', '1', '--bits', '2'])
+    pruned, clustered, trained, folder = handed_over
+    models = load_model('pruned.ptmodel'), load_model(SHARED)
+    for (name, before), (_, after) in zip(*(model.layers() for model in models), strict=True):
+        assert set(pruned[name].flat) <= set(before.weight.detach().numpy().flat)  # but for what was dead
+        assert np.array_equal(trained[name], after.weight.detach().numpy())
+        assert len(np.unique(clustered[name])) <= 5 < len(np.unique(pruned[name])) or name.startswith('fc')
+        assert not np.array_equal(clustered[name], trained[name])
+    assert folder == 'figures'
+
+
+def test_the_script_hands_over_all_bytes_of_the_model(small_runs, monkeypatch):
+    small.sparse_model('x.ptmodel')
+    handed_over = []
+    monkeypatch.setattr(figures, 'draw_bytes', lambda *args: handed_over.extend(args) or 'a file')
+    huffman_coding.main(['--data', 'digits', '--no-cuda', '--figures', 'figures', '--load-model-path', 'x.ptmodel'])
+    streams, biases, original, _ = handed_over
+    assert sum(original.values()) == 4 * sum(param.numel() for param in AlexNet().parameters())
+    on_disk = sum(path.stat().st_size for path in Path('encodings').iterdir())
+    assert sum(biases.values()) + sum(stream.codebook_bytes + stream.data_bytes for stream in streams) == on_disk
 
 
 def test_a_scan_prunes_one_layer_at_a_time_and_leaves_the_model_as_it_was(small_runs):

@@ -47,7 +47,10 @@ def interrupt_at(line, command):
 
 
 def run_apart(command, processes, until=None):
-    """Run a script in a process of its own: to its end, or kill it at the first line that starts with `until`."""
+    """Run a script in a process of its own: to its end, or kill it at the first line that starts with `until`.
+
+    Returns what it printed, in lines.
+    """
     script, *arguments = command
     reading, writing = processes.Pipe(duplex=False)
     process = processes.Process(target=small.run_script, args=(script.main, arguments, writing))
@@ -62,6 +65,7 @@ def run_apart(command, processes, until=None):
                 break
     process.join()
     assert process.exitcode == (-signal.SIGKILL if until else 0), ''.join(printed)
+    return printed
 
 
 def run(*commands, folder='.'):
@@ -107,17 +111,30 @@ def processes():
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
 # A line is printed just before what it announces: before an epoch, before its checkpoint, before a model is saved.
-PRUNING_MOMENTS = ['--- Initial training', 'Epoch 1/3', 'Epoch 2/3', 'Epoch 3/3', '--- Pruning', 'Pruning step 1/4',
-                   'Pruning step 3/4', '--- After pruning', 'Epoch 2/4', 'Epoch 4/4']
+# Which one the run is killed at, and with which epoch the next one goes on.
+PRUNING_MOMENTS = {
+    '--- Initial training': 'Epoch 1/3', 'Epoch 1/3': 'Epoch 1/3', 'Epoch 2/3': 'Epoch 2/3', 'Epoch 3/3': 'Epoch 3/3',
+    '--- Pruning': 'Pruning step 1/4', 'Pruning step 1/4': 'Pruning step 1/4', 'Pruning step 3/4': 'Pruning step 3/4',
+    '--- After pruning': 'Epoch 1/4', 'Epoch 2/4': 'Epoch 2/4', 'Epoch 4/4': 'Epoch 4/4'}
+SHARING_MOMENTS = {'--- Training': 'Epoch 1/3', 'Epoch 1/3': 'Epoch 1/3', 'Epoch 2/3': 'Epoch 2/3',
+                   'Epoch 3/3': 'Epoch 3/3'}
+
+
+def kill_and_resume(command, processes, moments):
+    """Kill a script at each of the moments, go on each time, in the end to its end; each goes on where it should."""
+    goes_on = next(iter(moments.values()))  # the first run begins with the first epoch
+    for moment, next_goes_on in [*moments.items(), (None, None)]:
+        printed = run_apart(resume_where_there_is_something(command), processes, moment)
+        epochs = [line for line in printed if line.startswith(('Epoch', 'Pruning step'))]
+        assert not epochs or epochs[0].startswith(goes_on), (moment, printed)
+        assert not Path('saves/model_after_retraining.ptmodel').exists() or moment in ('Epoch 4/4', None)
+        goes_on = next_goes_on
 
 
 @SIGNALS
 @pytest.mark.slow
 def test_pruning_killed_at_ten_moments_and_resumed_ends_in_the_same_weights(uninterrupted, processes):
-    for moment in PRUNING_MOMENTS:
-        run_apart(resume_where_there_is_something(PRUNING), processes, until=moment)
-        assert not Path('saves/model_after_retraining.ptmodel').exists() or moment == 'Epoch 4/4'
-    run_apart(resume_where_there_is_something(PRUNING), processes)
+    kill_and_resume(PRUNING, processes, PRUNING_MOMENTS)
     for name in 'saves/initial_model.ptmodel', 'saves/model_after_retraining.ptmodel':
         assert same_parameters(name, uninterrupted / name)
     assert not Path('saves/checkpoint.pt').exists()
@@ -127,12 +144,10 @@ def test_pruning_killed_at_ten_moments_and_resumed_ends_in_the_same_weights(unin
 @pytest.mark.slow
 def test_weight_sharing_killed_at_four_moments_and_resumed_ends_in_the_same_weights(uninterrupted, processes):
     sharing = [*SHARING, '--load-model-path', str(uninterrupted / 'saves/model_after_retraining.ptmodel')]
-    for moment in ['--- Training', 'Epoch 1/3', 'Epoch 2/3', 'Epoch 3/3']:
-        run_apart(resume_where_there_is_something(sharing), processes, until=moment)
-    run_apart(resume_where_there_is_something(sharing), processes)
+    kill_and_resume(sharing, processes, SHARING_MOMENTS)
     name = 'saves/model_after_weight_sharing.ptmodel'
     assert same_parameters(name, uninterrupted / name)
-    assert sorted(os.listdir('saves')) == ['images.json', 'model_after_weight_sharing.ptmodel']
+    assert sorted(os.listdir('saves')) == [Path(name).name, f'{Path(name).name}.json']
 
 
 ENCODING_MOMENTS = ['--- Start encoding', 'conv1.weight', 'conv2.weight', 'conv3.bias', 'conv5.weight', 'fc1.weight',
@@ -257,5 +272,5 @@ def test_a_read_only_folder_ends_in_one_line(command):
 def test_a_file_in_place_of_the_folder_of_models_ends_in_one_line(command):
     small_model('small.ptmodel')
     Path('saves').write_text('mine', encoding='utf-8')
-    assert "exists: 'saves'" in error_of(command[0].main, command[1:])
+    assert error_of(command[0].main, command[1:]).endswith('.ptmodel: cannot be written (saves is a file)')
     assert Path('saves').read_text(encoding='utf-8') == 'mine'

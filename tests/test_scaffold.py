@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from net.models import load_model, save_model
+
 import pytest
+import torch
 from scripts import ROOT
 
 pytestmark = pytest.mark.slow
@@ -102,13 +105,14 @@ SCAFFOLD = {'net/__init__.py': '', 'net/models.py': MODELS, 'net/prune.py': PRUN
             'util.py': UTIL}
 
 
-def run_in_scaffold(replaced, code):
-    """A scaffold in which one file is ours -> the lines that the code prints there."""
+def run_in_scaffold(code, replaced=None):
+    """A scaffold, in which one file may be ours -> the lines that the code prints there."""
     for name, content in SCAFFOLD.items():
         path = Path('scaffold', name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding='utf-8')
-    shutil.copy(ROOT / replaced, Path('scaffold', replaced))
+    if replaced:
+        shutil.copy(ROOT / replaced, Path('scaffold', replaced))
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
     done = subprocess.run([sys.executable, '-c', code], cwd='scaffold', env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -152,11 +156,20 @@ try:
 except ValueError as error:
     print(error)
 '''
+LOAD_AND_SAVE = '''
+import torch
+from net.models import AlexNet
+model = {model}
+with open('../{name}.ptmodel', 'wb') as file:
+    torch.save(model, file)
+with torch.no_grad():
+    torch.save(model(torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)), '../{name}_outputs.pt')
+'''
 LAYERS = 'conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc1', 'fc2', 'fc3'
 
 
 def test_our_pruning_prunes_all_layers_of_a_scaffold_as_the_slides_ask():
-    lines = run_in_scaffold('net/prune.py', PRUNE_TWICE)
+    lines = run_in_scaffold(PRUNE_TWICE, 'net/prune.py')
     assert [line.split()[-1] for line in lines[:8]] == list(LAYERS)
     assert lines[:8] == [line.replace('expected', 'Pruning with threshold :') for line in lines[8:16]]
     assert lines[24:] == ['conv1 84.00', 'conv2 38.00', 'conv3 35.00', 'conv4 37.00', 'conv5 37.00', 'fc1 9.00',
@@ -164,8 +177,19 @@ def test_our_pruning_prunes_all_layers_of_a_scaffold_as_the_slides_ask():
                           f"unknown layer 'fc9', expected one of {', '.join(LAYERS)}"]
 
 
+def test_a_model_of_the_scaffolds_own_class_can_be_loaded_and_computes_the_same():
+    """Both were pickled as net.models.AlexNet."""
+    run_in_scaffold(LOAD_AND_SAVE.format(model='AlexNet()', name='theirs'))
+    ours = load_model('theirs.ptmodel')
+    save_model(ours, 'ours.ptmodel')
+    run_in_scaffold(LOAD_AND_SAVE.format(model="torch.load('../ours.ptmodel', weights_only=False)", name='again'))
+    outputs = ours(torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32))
+    for name in 'theirs', 'again':
+        torch.testing.assert_close(torch.load(f'{name}_outputs.pt'), outputs)
+
+
 def test_our_weight_sharing_leaves_33_values_in_each_layer_of_a_scaffold():
-    lines = run_in_scaffold('net/quantization.py', SHARE)
+    lines = run_in_scaffold(SHARE, 'net/quantization.py')
     assert lines[:2] == ['conv1                | torch.Size([64, 3, 11, 11])         | => Quantize to 32 indices',
                          'conv2                | torch.Size([192, 64, 5, 5])         | => Quantize to 32 indices']
     assert lines[8:] == [f'{name} 33' for name in LAYERS] + ['bits must be 1 to 8, got 9']

@@ -14,13 +14,15 @@ import pruning
 import weight_share
 from net import stage, training
 from net.arguments import RECIPES
-from net.models import AlexNet, load_model, save_model
+from net.live import live_units
+from net.models import COMPACT, AlexNet, load_model, save_model
 
 import pytest
 import torch
 import torch.nn.functional as F
-from scripts import DIGITS, ROOT
+from scripts import DIGITS, ROOT, error_of
 from small import WIDTHS, make_small
+from test_data import make_folder
 
 SHORT = [*DIGITS, '--recipe', 'paper', '--retrain-epochs', '1']
 
@@ -86,6 +88,15 @@ def test_each_script_ends_with_its_time_and_memory(finished):
                             run.out.splitlines()[-1])
 
 
+def test_the_log_holds_the_tables_that_were_printed(finished):
+    folder, runs = finished
+    log = (folder / 'log.txt').read_text(encoding='utf-8')
+    tables = [line for run in runs for line in run.out.splitlines()
+              if re.match(r'\w+\.(weight|bias) .*\|', line) or line.startswith(('alive: ', 'total '))]
+    assert len(tables) == 3 * 17 + 17 + 30  # of non-zeros, bytes, and streams, with a last line each
+    assert all(f'{line}\n' in log for line in tables)
+
+
 def test_the_log_holds_the_keys_of_the_homework_in_order(finished):
     words = [line.split() for line in (finished[0] / 'log.txt').read_text(encoding='utf-8').splitlines()]
     keys = [line[0] for line in words if 'accuracy' in line[0].lower()]
@@ -148,19 +159,23 @@ def test_the_digits_command_of_the_readme_ends_in_an_accepted_submission():
 @small_runs
 def test_retraining_can_start_from_a_dense_model_and_report_on_held_out_images(finished, capsys):
     dense = str(finished[0] / 'saves/initial_model.ptmodel')
-    pruning.main([*SHORT, '--load-model-path', dense, '--validation', '5', '--rates', 'fc2=1,conv1=10'])
+    pruning.main([*SHORT, '--load-model-path', dense, '--validation', '5', '--rates', 'fc2=1,conv1=10,fc3=0.5'])
     out = capsys.readouterr().out
+    assert 'Note: --rates fc3=0.5 keeps 51 of 10,240 weights: it is a percentage, not a fraction\n' in out
+    assert f'Note: {dense} was trained on some of the images that --validation 5 holds out now' in out
     assert 'Initial training' not in out and 'Test set' not in out
     assert out.count('Validation set: ') == 3 and '/5 (' in out
     model = load_model('saves/model_after_retraining.ptmodel')
-    assert int(torch.count_nonzero(model.fc2.weight)) == pytest.approx(10_486, rel=1e-4)  # 1 %, the paper keeps 9 %
+    for layer, percent in (model.fc2, 1), (model.conv1, 10), (model.fc1, 9):  # the paper keeps 9, 84 and 9 %
+        kept = int(torch.count_nonzero(layer.weight))
+        assert kept == pytest.approx(layer.weight.numel() * percent / 100, abs=1)
     assert not Path('saves/initial_model.ptmodel').exists()
 
 
 @small_runs
 def test_the_first_training_alone_leaves_the_dense_model_that_a_whole_run_begins_with(finished, capsys):
     pruning.main([*SHORT[:-2], '--epochs', '1', '--dense-only'])
-    assert sorted(os.listdir('saves')) == ['images.json', 'initial_model.ptmodel']
+    assert sorted(os.listdir('saves')) == ['initial_model.ptmodel', 'initial_model.ptmodel.json']
     assert 'Pruning' not in capsys.readouterr().out
     dense = [load_model(Path(folder, 'saves/initial_model.ptmodel')) for folder in ('.', finished[0])]
     assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in dense), strict=True))
@@ -170,10 +185,11 @@ def test_the_first_training_alone_leaves_the_dense_model_that_a_whole_run_begins
 @pytest.mark.parametrize('first', [[], ['--load-model-path', 'dense.ptmodel']], ids=['trained here', 'loaded'])
 def test_the_dense_network_teaches_from_pruning_on(first, monkeypatch):
     save_model(AlexNet(), 'dense.ptmodel')
-    teachers = []
+    teachers, shares = [], []
 
     def watched(output, target, data, smoothing, teacher=None, teacher_share=0):
         teachers.append(teacher)
+        shares.append(teacher_share)
         return F.nll_loss(output, target)
     monkeypatch.setattr(training, 'loss_of_batch', watched)
     monkeypatch.setitem(RECIPES['paper']['pruning'], 'teacher_share', 0.5)
@@ -181,6 +197,7 @@ def test_the_dense_network_teaches_from_pruning_on(first, monkeypatch):
     dense = load_model('dense.ptmodel' if first else 'saves/initial_model.ptmodel')
     pixels = torch.randn(2, 3, 32, 32)
     assert [teacher is None for teacher in teachers] == ([] if first else [True]) + [False] * 2
+    assert shares == ([] if first else [0]) + [0.5] * 2
     for teacher in teachers[-2:]:
         assert torch.allclose(teacher(pixels), dense(pixels), atol=1e-5)
 
@@ -213,14 +230,151 @@ def test_shared_values_are_trained_with_random_crops_if_the_recipe_says_so(crop,
 
 
 @small_runs
-def test_pruning_by_std_leaves_fewer_weights_for_a_higher_sensitivity(finished):
-    dense = str(finished[0] / 'saves/initial_model.ptmodel')
-    alive = []
-    for sensitivity in ('0.5', '1.5'):
-        pruning.main([*SHORT, '--load-model-path', dense, '--sensitivity', sensitivity])
-        model = load_model('saves/model_after_retraining.ptmodel')
-        alive.append(int(torch.count_nonzero(model.fc2.weight)))
-    assert alive[0] > alive[1] > 0
+@pytest.mark.parametrize('sensitivity', ['0.5', '1.5'])
+def test_pruning_by_std_keeps_the_weights_above_so_many_standard_deviations(sensitivity, finished):
+    path = str(finished[0] / 'saves/initial_model.ptmodel')
+    dense = load_model(path)
+    pruning.main([*SHORT, '--load-model-path', path, '--sensitivity', sensitivity])
+    pruned = load_model('saves/model_after_retraining.ptmodel')
+    for (_, before), (_, after) in zip(dense.layers(), pruned.layers(), strict=True):
+        weight = before.weight.detach().double()
+        kept = weight.abs() >= float(sensitivity) * weight.std(correction=0)
+        assert torch.equal(after.weight != 0, kept) and 0 < kept.sum() < kept.numel()
+
+
+@small_runs
+def test_a_network_that_began_narrow_is_explained_before_it_is_pruned(capsys):
+    pruning.main([*DIGITS, '--recipe', 'ranking', '--epochs', '1', '--keep', '20000', '--prune-steps', '1',
+                  '--retrain-epochs', '1'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[lines.index('--- Before pruning ---') + 1].startswith('The training began with 640 of the 9344 hidden')
+
+
+@small_runs
+def test_another_seed_gives_another_network():
+    seen = set()
+    for seed in '1', '2', '1':
+        pruning.main([*SHORT[:-2], '--epochs', '1', '--dense-only', '--seed', seed])
+        few_weights('pruned.ptmodel')
+        seen.add(Path('saves/initial_model.ptmodel').read_bytes())
+    assert len(seen) == 2
+
+
+@small_runs
+def test_the_seed_of_weight_sharing_is_that_of_its_training():
+    few_weights('pruned.ptmodel')
+    seen = set()
+    for seed in '1', '2', '1':
+        weight_share.main([*DIGITS, '--epochs', '1', '--load-model-path', 'pruned.ptmodel', '--seed', seed])
+        seen.add(Path('saves/model_after_weight_sharing.ptmodel').read_bytes())
+    assert len(seen) == 2
+
+
+@small_runs
+def test_all_that_is_logged_goes_into_the_log_that_is_named(finished):
+    for script, arguments, name in [(pruning, SHORT, 'initial_model'),
+                                    (weight_share, [*DIGITS, '--epochs', '0'], 'model_after_retraining'),
+                                    (huffman_coding, DIGITS, 'model_after_weight_sharing')]:
+        path = str(finished[0] / f'saves/{name}.ptmodel')
+        script.main([*arguments, '--load-model-path', path, '--log', f'{script.__name__}.txt'])
+        assert 'accuracy' in Path(f'{script.__name__}.txt').read_text(encoding='utf-8').lower()
+    assert not Path('log.txt').exists()
+
+
+@small_runs
+def test_weight_sharing_can_report_on_held_out_images(capsys):
+    few_weights('pruned.ptmodel')
+    weight_share.main([*DIGITS, '--epochs', '1', '--load-model-path', 'pruned.ptmodel', '--validation', '5'])
+    out = capsys.readouterr().out
+    assert out.count('Validation set: ') == 3 and '/5 (' in out and 'Test set' not in out
+
+
+@small_runs
+def test_weight_sharing_can_be_restarted(monkeypatch):
+    few_weights('pruned.ptmodel')
+    arguments = [*DIGITS, '--epochs', '1', '--load-model-path', 'pruned.ptmodel']
+    weight_share.main(arguments)
+    whole = Path('saves/model_after_weight_sharing.ptmodel').read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, 'save', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        weight_share.main([*arguments, '--seed', '7'])
+    assert Path('saves/checkpoint.pt').exists()
+    weight_share.main([*arguments, '--restart'])
+    assert Path('saves/model_after_weight_sharing.ptmodel').read_bytes() == whole
+    assert not Path('saves/checkpoint.pt').exists()
+
+
+@small_runs
+def test_a_resumed_run_may_save_its_model_elsewhere(monkeypatch):
+    few_weights('pruned.ptmodel')
+    arguments = [*DIGITS, '--epochs', '1', '--load-model-path', 'pruned.ptmodel']
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(stage, 'save', lambda *args: (_ for _ in ()).throw(OSError('the disk is gone')))
+        weight_share.main([*arguments, '--save-model-path', 'there.ptmodel'])
+    weight_share.main([*arguments, '--save-model-path', 'here.ptmodel', '--resume'])
+    assert Path('here.ptmodel').exists() and not Path('there.ptmodel').exists()
+
+
+@small_runs
+def test_other_bits_of_fully_connected_layers_are_shared(capsys):
+    few_weights('pruned.ptmodel')
+    weight_share.main([*DIGITS, '--fc-bits', '3', '--epochs', '0', '--load-model-path', 'pruned.ptmodel'])
+    assert quantized(capsys) == [32] * 5 + [8] * 3
+
+
+@small_runs
+@pytest.mark.parametrize('recipe, bits', [('digits', [3] * 16), ('accurate', [7, 5, 4, 3, 3, 4, 4, 4] + [4] * 8)])
+def test_sharing_for_the_compact_file_does_what_its_recipe_says(recipe, bits, capsys):
+    """Bits of each layer and of each bias; values of 16 bits; units that are not in use last."""
+    few_weights('pruned.ptmodel')
+    weight_share.main([*DIGITS, '--compact', '--recipe', recipe, '--epochs', '1', '--load-model-path',
+                       'pruned.ptmodel'])
+    assert quantized(capsys) == [min(2 ** b, 10) if i == 15 else 2 ** b for i, b in enumerate(bits)]  # ten classes
+    model = load_model(COMPACT)
+    for param in model.parameters():
+        assert not (param.data.view(torch.int32) & 0xffff).any()
+    for (name, layer), b in zip(model.layers(), bits, strict=False):
+        assert 2 ** b / 2 < len(layer.weight[layer.weight != 0].unique()) <= 2 ** b, name
+    for units in live_units(model):
+        assert units.tolist() == list(range(len(units)))
+
+
+def quantized(capsys):
+    """How many values each layer, or bias, was shared by."""
+    return [int(n) for n in re.findall(r'=> Quantize to (\d+) indices', capsys.readouterr().out)]
+
+
+@small_runs
+def test_the_shared_biases_and_the_weights_that_move_are_trained_if_the_recipe_says_so(monkeypatch):
+    few_weights('pruned.ptmodel')
+    seen = []
+    codebooks = weight_share.codebooks_as_parameters
+    monkeypatch.setattr(weight_share, 'codebooks_as_parameters',
+                        lambda model, *args: seen.append(args) or codebooks(model, *args))
+    for compact in [], ['--compact']:
+        weight_share.main([*DIGITS, *compact, '--epochs', '1', '--load-model-path', 'pruned.ptmodel'])
+    assert seen == [(False, False), (True, True)]
+
+
+@small_runs
+def test_images_of_ones_own_with_three_classes_go_through_all_three_scripts(capsys):
+    make_folder('my', classes=('ant', 'bee', 'cat'))
+    pruning.main(['--data', 'my', '--no-cuda', '--epochs', '1', '--keep', '20000', '--prune-steps', '2',
+                  '--retrain-epochs', '1'])
+    weight_share.main(['--data', 'my', '--no-cuda', '--epochs', '1'])
+    with pytest.raises(ValueError, match='accuracy above 58%'):  # 3 images teach nothing
+        huffman_coding.main(['--data', 'my', '--no-cuda', '--student-id', 'x1'])
+    out = capsys.readouterr().out
+    assert 'Lossless: every parameter came back bit for bit' in out and '/3 (' in out
+    assert load_model('x1.ptmodel').n_classes == 3
+
+
+@small_runs
+def test_a_folder_too_many_which_makes_one_class_of_all_is_refused():
+    make_folder('my', classes=('all/cat', 'all/dog'))
+    assert error_of(pruning.main, ['--data', 'my', '--no-cuda']) == (
+        'my: found one class, all, expected two or more, each a folder in train/ and in test/')
+    assert not Path('saves/initial_model.ptmodel').exists()
 
 
 @small_runs

@@ -3,7 +3,6 @@ import errno
 import io
 import json
 import os
-import runpy
 import subprocess
 import sys
 import zlib
@@ -13,7 +12,7 @@ import huffman_coding
 import pruning
 import weight_share
 from net import data, stage
-from net.arguments import RECIPES
+from net.arguments import RECIPES, parse_coding, parse_sharing
 from net.checkpoint import PATH, Checkpoint
 from net.errors import UserError
 from net.files import one_run_per_folder
@@ -23,7 +22,7 @@ from net.stage import already_written, duration, peak_memory
 import pytest
 import small
 import torch
-from scripts import DIGITS, ROOT, error_of, start
+from scripts import DIGITS, ROOT, error_of, made_with, start
 from small import sparse_model
 from test_data import make_folder
 
@@ -41,6 +40,12 @@ def test_what_the_user_can_put_right_is_one_line(error):
         raise error
     with pytest.raises(SystemExit, match='^error: what is wrong$'):
         stage.run(fails)
+
+
+@pytest.mark.parametrize('take', [lambda: torch.empty(10 ** 15), lambda: bytearray(10 ** 15)])
+def test_too_little_memory_is_one_line(take):
+    with pytest.raises(SystemExit, match=r'^error: not enough memory \(.*\)$'):
+        stage.run(take)
 
 
 @pytest.mark.parametrize('bug', [lambda: int('x'), lambda: torch.zeros(2).reshape(3), lambda: [][1], lambda: 1 / 0])
@@ -66,10 +71,16 @@ def test_a_missing_pytorch_is_one_line(script):
     assert done.stderr.startswith('error: PyTorch is not installed for this Python. Activate the environment (')
 
 
-@pytest.mark.parametrize('name, script', [('prune', 'pruning.py'), ('quantization', 'weight_share.py')])
-def test_a_library_that_is_run_names_its_script(name, script):
-    with pytest.raises(SystemExit, match=f'^This is a library: run {script} in the folder above.$'):
-        runpy.run_path(str(ROOT / f'net/{name}.py'), run_name='__main__')
+@pytest.mark.parametrize('name, line', [
+    ('prune.py', 'This is a library: run pruning.py in the folder above.'),
+    ('quantization.py', 'This is a library: run weight_share.py in the folder above.'),
+    ('huffmancoding.py', 'This is a library: run huffman_coding.py in the folder above.'),
+    ('compact', 'error: run it in the folder above net/, as python -m net.compact')])
+def test_a_library_that_is_run_says_what_to_run(name, line):
+    """As from the command line: what lies in the folder above is not found."""
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = subprocess.run([sys.executable, ROOT / 'net' / name], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, '', f'{line}\n')
 
 
 # ---- where it prints -------------------------------------------------------------------------------------------------
@@ -104,7 +115,7 @@ def trained_on_digits():
     model, digits = AlexNet(), data.load_images('digits')
     model.prune_to_budget(5000)
     for path in PRUNED, SHARED:
-        stage.save(model, path, digits, 'digits')
+        stage.save(model, path, digits, made_with())
     Path('encodings').mkdir()
     make_folder('pets')
 
@@ -131,14 +142,45 @@ def test_pruning_of_a_loaded_model_refuses_other_images_as_well(trained_on_digit
     assert tree() == before
 
 
-def test_the_scripts_note_which_images_each_model_was_trained_on(capsys):
-    pruning.main([*RANKING, '--epochs', '1', '--keep', '20000', '--prune-steps', '1', '--retrain-epochs', '1'])
+def test_the_scripts_note_how_each_model_was_made(capsys):
+    pruning.main([*RANKING, '--epochs', '1', '--keep', '20000', '--prune-steps', '1', '--retrain-epochs', '1',
+                  '--validation', '3'])
     weight_share.main([*DIGITS, '--epochs', '0', '--save-model-path', 'mine/shared.ptmodel'])
-    for folder, names in [('saves', ['initial_model.ptmodel', 'model_after_retraining.ptmodel']),
-                          ('mine', ['shared.ptmodel'])]:
-        crc32 = {name: zlib.crc32(Path(folder, name).read_bytes()) for name in names}
-        assert json.loads(Path(folder, 'images.json').read_text(encoding='utf-8')) == {
-            name: {'data': 'digits', 'classes': list('0123456789'), 'crc32': crc32[name]} for name in names}
+    made = {DENSE: ('ranking', 3), PRUNED: ('ranking', 3), 'mine/shared.ptmodel': ('digits', 0)}
+    for path, (recipe, validation) in made.items():
+        assert json.loads(Path(f'{path}.json').read_text(encoding='utf-8')) == {
+            'crc32': zlib.crc32(Path(path).read_bytes()), 'classes': list('0123456789'), 'data': 'digits',
+            'recipe': recipe, 'validation': validation}
+
+
+def test_a_file_of_the_users_own_that_lies_beside_a_model_stays(trained_on_digits):
+    Path('mine').mkdir()
+    Path('mine/images.json').write_text('annotations', encoding='utf-8')
+    weight_share.main([*DIGITS, '--epochs', '0', '--save-model-path', 'mine/shared.ptmodel'])
+    assert Path('mine/images.json').read_text(encoding='utf-8') == 'annotations'
+
+
+RECIPE_NOTE = f'Note: {PRUNED} was made with --recipe digits, got --recipe ranking'
+DATA_NOTE = f'Note: {PRUNED} was made with --data digits, got --data ./digits'
+HELD_OUT_NOTE = (f'Note: {PRUNED} was trained on some of the images that --validation 4 holds out now: the accuracy on '
+                 'them promises too much')
+
+
+@pytest.mark.parametrize('held_out, arguments, notes', [
+    (None, ['--data', 'digits'], []),  # all is as it was
+    (None, ['--data', 'digits', '--recipe', 'ranking'], [RECIPE_NOTE]),
+    (None, ['--data', './digits'], [DATA_NOTE, RECIPE_NOTE]),
+    (None, ['--data', 'digits', '--validation', '4'], [HELD_OUT_NOTE]),
+    (3, ['--data', 'digits', '--validation', '4'], [HELD_OUT_NOTE]),
+    (4, ['--data', 'digits', '--validation', '4'], []),
+    (5, ['--data', 'digits', '--validation', '4'], []),  # the same, and one more
+    (5, ['--data', 'digits'], [])])  # trained on from here
+def test_what_was_otherwise_when_a_model_was_made_is_told(held_out, arguments, notes, capsys):
+    stage.save(AlexNet(), PRUNED, data.load_images('digits'), made_with(validation=held_out))
+    stage.load_input(parse_sharing(arguments), 'cpu')
+    assert capsys.readouterr().out.splitlines() == notes
+    stage.load_input(parse_coding(['--data', './digits', '--load-model-path', PRUNED]), 'cpu')  # has no other of these
+    assert capsys.readouterr().out.splitlines() == [DATA_NOTE]
 
 
 def test_a_model_that_has_taken_the_place_of_the_one_that_was_noted_is_taken(trained_on_digits):
@@ -146,20 +188,21 @@ def test_a_model_that_has_taken_the_place_of_the_one_that_was_noted_is_taken(tra
     stage.check_images(PRUNED, load_model(PRUNED), data.load_images('pets'), 'pets')
 
 
-NOTES = [None, '{}', 'no JSON', '{"model.ptmodel": ', '[1]', '{"model.ptmodel": 2}', '{"model.ptmodel": {"data": "x"}}',
-         '{"model.ptmodel": {"data": "x", "classes": ["a"], "crc32": 0}}']
+NOTES = [None, '{}', '{"crc32": 0, "classes": ["a"], "data": 3, "recipe": "ranking", "validation": 0}',
+         'no JSON', '{"crc32": ', '[1]', '{"crc32": 0, "classes": ["a"], "data": "x"}',
+         '{"crc32": 0, "classes": ["a"], "data": "x", "recipe": "ranking", "validation": 0}']
 
 
 @pytest.mark.parametrize('note', NOTES)
 def test_a_model_from_elsewhere_which_has_no_note_that_could_be_read_is_taken(note):
     make_folder('pets')
     if note is not None:
-        Path('images.json').write_text(note, encoding='utf-8')
+        Path('model.ptmodel.json').write_text(note, encoding='utf-8')
     pets = data.load_images('pets')
     model = AlexNet(2)
     save_model(model, 'model.ptmodel')
     stage.check_images('model.ptmodel', model, pets, 'pets')
-    stage.save(model, 'model.ptmodel', pets, 'pets')
+    stage.save(model, 'model.ptmodel', pets, made_with('pets'))
     stage.check_images('model.ptmodel', model, pets, 'pets')
 
 
@@ -374,8 +417,11 @@ BUSY = 'another run is at work in {}: let it end, or start this one in another f
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_is_gone():
     sparse_model('sparse.ptmodel')
     first = start(small.__file__, pruning.__file__, *PRUNING, '--retrain-epochs', '100000', PYTHONPATH=str(ROOT))
-    while not first.stdout.readline().startswith('Epoch 2/'):
-        pass  # the checkpoint of the first one is there
+    for line in first.stdout:
+        if line.startswith('Epoch 2/'):
+            break  # the checkpoint of the first one is there
+    else:
+        pytest.fail(first.stderr.read())
     others = (pruning.main, [*PRUNING, '--restart']), (weight_share.main, DIGITS), (huffman_coding.main, DIGITS)
     for main, arguments in others:
         assert error_of(main, arguments) == BUSY.format(Path().absolute())

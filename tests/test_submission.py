@@ -15,7 +15,7 @@ from net.models import AlexNet, narrow_alexnet, save_model
 import pytest
 import torch
 from hostile import plant_link
-from scripts import DIGITS, ROOT, error_of
+from scripts import DIGITS, ROOT, error_of, made_with
 from torch.nn.utils import prune
 
 pytestmark = pytest.mark.usefixtures('small_runs')
@@ -81,7 +81,7 @@ def of_another_number_of_classes():
 
 def trained_on_other_images():
     letters = load_images('digits', train=False)._replace(classes=tuple('abcdefghij'))
-    stage.save(AlexNet(), 'x.ptmodel', letters, 'letters')
+    stage.save(AlexNet(), 'x.ptmodel', letters, made_with(data='letters'))
     return ('x.ptmodel: was trained with --data letters, of classes a, b, c, ..., got --data digits, of classes '
             '0, 1, 2, ...')
 

@@ -7,7 +7,8 @@ import huffman_coding
 import pruning
 import weight_share
 from net import stage
-from net.models import AlexNet, save_model
+from net.compact import __main__ as compact
+from net.models import COMPACT, PRUNED, AlexNet, save_model
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_a_missing_input_names_the_script_that_makes_it(main, path, made_by):
         f'{path}: no such file: run {made_by} in this folder first, or name a model with --load-model-path')
 
 
-def test_the_help_of_the_last_script_speaks_of_its_own_flags_only(capsys):
+def test_the_help_of_each_script_speaks_of_its_own_flags_only(capsys):
     for main in pruning.main, weight_share.main, huffman_coding.main:
         with pytest.raises(SystemExit):
             main(['--help'])
@@ -86,8 +87,20 @@ def test_a_shared_model_older_than_the_pruned_one_is_pointed_out(age, pointed_ou
     shared_time = Path('saves/model_after_weight_sharing.ptmodel').stat().st_mtime
     os.utime(pruned, (shared_time + age, shared_time + age))
     error_of(huffman_coding.main, ['--data', 'nowhere', '--no-cuda'])  # the rest of the run is of no interest
-    assert (f'Note: {pruned} is newer than saves/model_after_weight_sharing.ptmodel: if you '
+    assert ('Note: saves/model_after_retraining.ptmodel is newer than saves/model_after_weight_sharing.ptmodel: if you '
             'want it encoded, run weight_share.py first' in capsys.readouterr().out) == pointed_out
+
+
+@pytest.mark.parametrize('age, note', [(-10, ''), (10, (
+    'Note: saves/model_after_retraining.ptmodel is newer than saves/compact.ptmodel: if you want it encoded, run '
+    'weight_share.py --compact first\n'))])
+def test_a_model_for_the_compact_file_older_than_the_pruned_one_is_pointed_out(age, note, capsys):
+    sparse_model(COMPACT)
+    Path(PRUNED).touch()
+    os.utime(PRUNED, (os.path.getmtime(COMPACT) + age,) * 2)
+    capsys.readouterr()
+    error_of(compact.main, ['write', COMPACT, 'x.dcan'])  # not shared
+    assert capsys.readouterr().out == note
 
 
 # ---- the log ---------------------------------------------------------------------------------------------------------

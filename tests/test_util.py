@@ -65,13 +65,16 @@ def test_accuracy_and_loss_are_printed_and_the_accuracy_returned(capsys):
 
 def test_the_scaffolds_call_needs_nothing_but_the_model(monkeypatch, capsys):
     monkeypatch.setattr(util, 'load_images', lambda train: random_images(20) if not train else None)
-    assert util.test(AlexNet()) == pytest.approx(10, abs=10)
+    model = AlexNet()
+    model.fc3.bias.data[3] = 99  # the answer is always 3
+    assert util.test(model) == 10
     assert capsys.readouterr().out.startswith('Test set: Average loss: ')
 
 
 def test_any_network_can_be_tested(capsys):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10), torch.nn.LogSoftmax(1))
-    assert util.test(network, False, random_images(20)) == pytest.approx(10, abs=15)
+    network[1].bias.data[3] = 99  # the answer is always 3
+    assert util.test(network, False, random_images(20)) == 10
     assert capsys.readouterr().out.startswith('Test set: Average loss: ')
 
 

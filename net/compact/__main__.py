@@ -5,12 +5,14 @@
     python -m net.compact classify photo.png photos/ --network accurate
     python -m net.compact export network.onnx
 """
+if not __package__:  # started by its file's name: what it imports is not found from here
+    raise SystemExit('error: run it in the folder above net/, as python -m net.compact')
 from contextlib import nullcontext
 from pathlib import Path
 
 import util
 from net import stage
-from net.arguments import HelpFormatter, OneLineParser, file_name, output_file
+from net.arguments import HelpFormatter, OneLineParser, file_name, not_empty, output_file
 from net.compact.export import export, export_file
 from net.compact.format import compact_from_model, live_network_from_compact, model_from_compact
 from net.data import CIFAR10_CLASSES, image_files, load_images, load_photo, normalize
@@ -41,7 +43,7 @@ def parse_args(argv=None):
 
     compact_file = f'a compact file, or one that comes with the code: {", ".join(SHIPPED)}'
     add = add_verb('write', write, 'make a compact file of a model')
-    add('model', metavar='MODEL', help='a .ptmodel, such as weight_share.py --compact makes')
+    add('model', metavar='MODEL', type=file_name, help='a .ptmodel, such as weight_share.py --compact makes')
     add('file', metavar='FILE', type=output_file, help='the compact file to write')
     add = add_verb('read', read, 'make a model of a compact file')
     add('network', metavar='FILE', help=compact_file)
@@ -54,7 +56,8 @@ def parse_args(argv=None):
     for add in add_classify, add_export:
         add('--network', metavar='FILE', default='smallest', help=compact_file)
         add('--classes', metavar='A,B,...', type=lambda names: tuple(names.split(',')), help='names of its classes')
-        add('--data', metavar='FOLDER', help='folder with train/ and test/ images of its classes, or: digits')
+        add('--data', type=not_empty, metavar='FOLDER',
+            help='folder with train/ and test/ images of its classes, or: digits')
     return parser.parse_args(argv)
 
 
@@ -63,6 +66,7 @@ def parse_args(argv=None):
 def write(args):
     """The file takes its place only after it was read back and found lossless."""
     model = load_model(args.model)
+    stage.note_if_older(args.model)
     data = compact_from_model(model)
     with lock_for(args.file), replace_file(args.file) as file:
         file.write(data)
@@ -108,13 +112,13 @@ def write_export(args):
 
 def lock_for(path):
     """Nothing is written into saves/ while a stage is at work beside it."""
-    in_saves = Path(path).absolute().parent == Path(COMPACT).absolute().parent
+    in_saves = Path(path).resolve().parent == Path(COMPACT).resolve().parent
     return one_run_per_folder() if in_saves else nullcontext()
 
 
 def decode(name, from_compact):
     """What one of the two decoders makes of a file, or of one that comes with the code; UserError names the file."""
-    path = SHIPPED.get(name, Path(name).expanduser())
+    path = _path_of(name)
     own = [other for other in (name, f'{name}.dcan') if name in SHIPPED and Path(other).exists()]
     if own:
         print(f'Note: {name} is the network that comes with the code; yours is ./{own[0]}')
@@ -129,10 +133,16 @@ def decode(name, from_compact):
     return decoded
 
 
+def _path_of(name):
+    """That of a network that comes with the code, or of a file of the user's own."""
+    return SHIPPED.get(name, Path(name).expanduser())
+
+
 def load_network(args):
     """-> the network, what its classes are called, and the test images of --data, if any."""
     images = args.data and load_images(args.data, train=False, download=False)
-    if args.network in SHIPPED and images and images.classes != CIFAR10_CLASSES:
+    is_shipped = _path_of(args.network).resolve().parent == Path(__file__).resolve().parent
+    if is_shipped and images and images.classes != CIFAR10_CLASSES:
         raise UserError(f'{args.data}: the network knows {", ".join(CIFAR10_CLASSES)}, '
                         f'the images are {", ".join(images.classes)}')
     network = decode(args.network, live_network_from_compact).eval()

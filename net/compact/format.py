@@ -2,41 +2,11 @@
 
     'DCAN'     4 bytes    what the file is
     1          1 byte     the version of the format
-    body                  one byte, the number of padding bits (0 to 7), then the bits below, zero-padded
+    body                  one byte, the number of padding bits (0 to 7), then the bits, zero-padded
     CRC-32     4 bytes    of all bytes before it, big-endian
 
-The bits, most significant first, are made of
-
-    number     n >= 0 as Elias's gamma code of n + 1: as many zeros as n + 1 has bits after its first, then n + 1
-    code       a canonical Huffman code of m symbols, m known: the length of each code word, a number, 0 if it has none;
-               words are numbered upwards by length, then by symbol. If m = 1: nothing, and its words are empty
-    numbers    of known count, each at least 1: nothing if the count is 0; else the number m; a code of m symbols, the
-               number of bits after the first 1; the code word of each number; then all these bits
-    set        ascending positions: the number k of them, then k numbers, the gaps between them, the first from -1
-    values     float32, of known count: a bit, 1 if the lower 16 bits of all are zero and left out (bfloat16); the
-               number of distinct values, 256 at most; these, ascending as integers; a code of these; the code word
-               of each value. If 0 distinct values are announced, the values themselves follow, without a code
-
-and hold, in this order: the number of units of each layer; for each layer but the last the set of its stored units; for
-each layer its weights between stored units, and the values of their biases. Stored is a unit that has a weight
-that is not zero, or such a bias; so are all input channels and all outputs. "Zero" is +0.0, -0.0 a value like others.
-All widths and kernels are those of AlexNet, but the number of classes is free, 1 to 10,000.
-
-The weights of a layer are a matrix with a row for each output and a column for each place in the kernel and input, all
-inputs of the first place first. A number says in which of three ways the positions of its non-zeros are given; then
-come their values, row by row. The ways are
-
-    0          the set of their positions, row by row
-    1          the same, column by column
-    2          if the first non-zero of no row is left of that of a row above: three lists of numbers,
-               1. how many each row has, plus 1
-               2. by how many columns the first one of each row that has any is right of the last such (or of
-                  column 0), plus 1
-               3. the gaps of all others from the one before them in the row
-
-    . x . x    by way 2:  1. three numbers, 3 1 2, for two, none, one
-    . . . .               2. two numbers, 2 2, for column 1, one right of column 0, and column 2, one right of that
-    . . x .               3. one number, 2, from column 1 to column 3
+What the bits say is written in net/README.md, "The bytes of the compact file". The functions `put_...` write the parts
+it names, and `Reader` has a method for each.
 """
 import zlib
 from itertools import pairwise
@@ -310,11 +280,9 @@ class Reader:
 def code_lengths(counts):
     """How often each symbol occurs -> the length of its code word in bits, a list; 0 for those that never do."""
     used = [symbol for symbol, count in enumerate(counts) if count]
-    if len(used) == 1:  # one bit, since 0 means that a symbol has no word
-        return [int(count > 0) for count in counts]
     lengths = [0] * len(counts)
     for symbol, word in zip(used, code_words(huffman_tree([counts[symbol] for symbol in used])), strict=True):
-        lengths[symbol] = len(word)
+        lengths[symbol] = max(len(word), 1)  # also of a symbol that is alone, since 0 means that it has no word
     return lengths
 
 
