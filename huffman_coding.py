@@ -21,6 +21,7 @@ from net.statistics import entropy_table, read_streams
 import torch
 
 DIRECTORY = 'encodings/'
+MADE_HERE = b'made by huffman_coding.py'  # in an archive, that it may be replaced
 
 
 def main(argv=None):
@@ -132,6 +133,12 @@ def print_checks(checks):
     return [check.expected for check in checks if not check.passed]
 
 
+def check_own_archive(path):
+    """Raise UserError if there is an archive that was not made here: it may be the student's own."""
+    if Path(path).exists() and not Path(path).read_bytes().endswith(MADE_HERE):  # its comment
+        raise UserError(f'{path}: is there already, and was not made by this script: rename it')
+
+
 def write_submission(model, args):
     """Write the two files to hand in, the model and an archive of the net/ folder, and say which grader they suit."""
     folder = Path(__file__).resolve().with_name('net')  # beside the script, also where that is a link
@@ -139,11 +146,13 @@ def write_submission(model, args):
     if not sources:
         raise UserError(f'{folder}: expected the files of the homework, to be handed in, found none')
     model_path, archive_path = f'{args.student_id}.ptmodel', f'{args.student_id}.zip'
+    check_own_archive(archive_path)
     save_model(model, model_path)
     with replace_file(archive_path) as file, zipfile.ZipFile(
             file, 'w', zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:  # some sources are dated 1970
         for path in sources:
             archive.write(path, f'net/{path.name}')
+        archive.comment = MADE_HERE
     print(f'Wrote {model_path} and {archive_path}')
     given = [] if args.data == DOWNLOAD_FOLDER else ['--data', args.data]
     given += [] if args.load_model_path == SHARED else ['--load-model-path', args.load_model_path]

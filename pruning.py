@@ -256,6 +256,7 @@ class Figures:
     def __init__(self, args, checkpoint, images, report_images):
         self.folder, self.checkpoint = args.figures, checkpoint
         if self.folder:
+            check_writable(f'{self.folder}/history.png')
             n = min(1000, len(images.labels) - 1)
             shown = report_images if args.validation else images.split(n)[1] if n else images
             self.shown = f'{len(shown.labels):,} ' + ('held-out' if args.validation else 'of the') + ' training images'

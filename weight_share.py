@@ -29,7 +29,7 @@ def run_stage(args, header):
     torch.manual_seed(args.seed)
     device = stage.pick_device(args.no_cuda)
     model = stage.load_input(args, device)
-    prepare_output(args.save_model_path)
+    prepare_output(args)
     images, report_images, title = stage.load_splits(args, device)
     checkpoint.train_on(images)
     stage.check_images(args.load_model_path, model, images, args.data)
@@ -60,11 +60,14 @@ def run_stage(args, header):
         checkpoint.finish()
 
 
-def prepare_output(path):
-    """Raise an error if no model can be saved there: better now than after the training."""
+def prepare_output(args):
+    """Raise an error if the results cannot be saved: better now than after the training."""
+    path = args.save_model_path
     if Path(path).resolve().parent == PATH.resolve().parent and Path(path).match(f'{PATH.stem}*{PATH.suffix}'):
         raise UserError(f'--save-model-path must not be a checkpoint, which goes in the end, got {path}')
     check_writable(path)
+    if args.figures:
+        check_writable(Path(args.figures, 'centroids.png'))
 
 
 def share_weights(model, args):

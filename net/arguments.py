@@ -13,7 +13,7 @@ from pathlib import Path
 
 from net.data import is_image_folder
 from net.errors import UserError
-from net.files import crc32_of
+from net.files import begins_with, crc32_of
 from net.live import count_hidden_units, count_nonzeros, live_part
 from net.models import COMPACT, PRUNED, SHARED, WIDTHS, AlexNet
 
@@ -74,7 +74,7 @@ RECIPES = {
 }
 
 # Arguments that cannot change the result of a run.
-NO_PART_OF_THE_RUN = {'resume', 'restart', 'log', 'figures', 'test_batch_size', 'log_interval', 'save_model_path'}
+NO_PART_OF_THE_RUN = {'resume', 'restart', 'log', 'figures', 'test_batch_size', 'log_interval'}
 
 # Flags that huffman_coding.py once had -> the command that does it now.
 MOVED = {
@@ -269,7 +269,8 @@ def given_arguments(parser, argv=None):
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     argv = sys.argv[1:] if argv is None else argv
-    return vars(parser.parse_args([word for word in argv if word not in ('-h', '--help')]))  # which show the defaults
+    argv = [word for word in argv if word not in ('-h', '--help')]  # help is for the parser that has the defaults
+    return vars(parser.parse_known_args(argv)[0])  # it says what is unknown, too
 
 
 def default_recipe(given):
@@ -291,7 +292,7 @@ def add_common_arguments(parser):
         help='folder with train/ and test/ images or CIFAR-10, or: digits')
     add('--no-cuda', action='store_true', help='use the CPU even if there is a GPU')
     add = parser.groups['output'].add_argument
-    add('--log', type=output_file, metavar='FILE', default='log.txt', help='log file')
+    add('--log', type=log_file, metavar='FILE', default='log.txt', help='log file')
     add('--figures', type=figures_folder, metavar='FOLDER', help='draw figures of the run')
 
 
@@ -306,7 +307,7 @@ def add_training_arguments(parser):
     add('--seed', type=number(int, 0, 2**63 - 1), metavar='N', default=42, help='random seed')
     add('--log-interval', type=number(int, 1), metavar='N', default=10, help='steps between two shown losses')
     unfinished = parser.groups['training'].add_mutually_exclusive_group()
-    unfinished.add_argument('--resume', action='store_true', help='go on with an unfinished run (same arguments)')
+    unfinished.add_argument('--resume', action='store_true', help='go on with an unfinished run (same settings)')
     unfinished.add_argument('--restart', action='store_true', help='throw an unfinished run away')
 
 
@@ -386,11 +387,19 @@ def output_file(path):
     return path
 
 
+def log_file(path):
+    """An argparse type: a file that text can be added to."""
+    if begins_with(path, b'PK'):
+        raise argparse.ArgumentTypeError(f'must be a text file, got {path}, a .ptmodel or another archive')
+    return output_file(path)
+
+
 def folder_name(path):
     """An argparse type: a folder, there or not."""
+    path = os.path.expanduser(path)
     if not path or Path(path).is_file():
         raise argparse.ArgumentTypeError(f'must be a folder, got {path or repr(path)}')
-    return os.path.expanduser(path)
+    return path
 
 
 def figures_folder(path):

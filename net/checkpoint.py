@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from net.errors import UserError
+from net.errors import UserError, is_out_of_memory
 from net.files import load_archive, save_archive
 from net.live import count_alive, count_hidden_units
 
@@ -186,7 +186,7 @@ class Checkpoint:
 def _misfits_refused(path):
     try:
         yield
-    except torch.OutOfMemoryError:  # says nothing about the file
-        raise
     except Exception as error:  # a file that was tampered with can hold anything
+        if is_out_of_memory(error):
+            raise
         raise UserError(f'{path}: does not fit this run ({type(error).__name__}); --restart throws it away') from error

@@ -8,7 +8,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from net.errors import UserError
+from net.errors import UserError, is_out_of_memory
 
 import numpy as np
 import torch
@@ -230,6 +230,8 @@ def load_photo(path):
             with suppress(Exception):  # damaged EXIF data turns nothing
                 orientation = image.getexif().get(ORIENTATION)  # after decoding, which turns a TIFF and removes this
     except Exception as error:  # Pillow raises many types of errors for damaged images
+        if is_out_of_memory(error):
+            raise
         raise UserError(f'{path}: not a readable image ({error})') from error
     if orientation in UPRIGHT:
         square = square.transpose(Image.Transpose[UPRIGHT[orientation]])

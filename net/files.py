@@ -7,7 +7,7 @@ import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from net.errors import UserError
+from net.errors import UserError, is_out_of_memory
 
 import torch
 
@@ -50,7 +50,7 @@ def replace_file(path):
         finally:
             partial.unlink(missing_ok=True)
     except FileExistsError as error:
-        raise OSError(f'{path}: cannot be written ({path.parent} is a file)') from error
+        raise OSError(f'{path}: cannot be written ({error.filename} is no folder)') from error
     except OSError as error:
         raise OSError(f'{path}: cannot be written ({error.strerror or error})') from error
 
@@ -103,6 +103,8 @@ def load_archive(path, what):
                             'it again') from error
         raise UserError(f'{path}: refused, no {what} or more than that in it') from error
     except Exception as error:  # damaged archives raise many types of errors, OSError among them
+        if is_out_of_memory(error):
+            raise
         raise UserError(f'{path}: not a readable {what} (truncated, damaged or another format)') from error
 
 

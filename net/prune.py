@@ -93,10 +93,13 @@ class PruningModule(nn.Module):
         Weights that are zero stay zero. What is given must be finite, and name every layer.
         """
         for name, module in self.layers():
-            weights = module.weight.data
-            order = weights.abs().flatten().argsort(descending=True, stable=True)  # places, the largest weight's first
-            print(f'Pruning with threshold : {weights.flatten()[order[counts[name] - 1]].abs():.4f} for layer {name}')
-            weights[torch.unravel_index(order[counts[name]:], weights.shape)] = 0
+            weight, count = module.weight.data, counts[name]
+            sizes = weight.abs().flatten()
+            order = sizes.argsort(descending=True, stable=True)
+            print(f'Pruning with threshold : {sizes[order[count - 1]]:.4f} for layer {name}')
+            pruned = torch.ones_like(sizes, dtype=torch.bool)
+            pruned[order[:count]] = False
+            weight[pruned.view(weight.shape)] = 0
 
     def shares_of_budget(self, keep, fc_cost=1, score='lamp'):
         """How many weights each layer has among the `keep` of the network with the highest scores: name -> count.
@@ -155,7 +158,7 @@ def _shares(scores, keep):
     """
     for layer_scores in scores:
         layer_scores[-1:] = math.inf  # whatever it costs; nothing if the tensor is empty
-    owners = torch.cat([torch.full_like(layer_scores, i, dtype=torch.int64) for i, layer_scores in enumerate(scores)])
+    owners = torch.cat([torch.full_like(layer_scores, i, dtype=torch.uint8) for i, layer_scores in enumerate(scores)])
     highest = torch.cat(scores).argsort(descending=True, stable=True)[:keep]
     return owners[highest].bincount(minlength=len(scores)).tolist()
 

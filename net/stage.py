@@ -1,16 +1,18 @@
 """What every stage begins and ends with: device, header of the log, inputs, report, how a script ends."""
 import json
+import math
 import os
 import shlex
 import signal
 import sys
 import time
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 import util
 from net.data import load_images
-from net.errors import UserError
+from net.errors import UserError, is_out_of_memory
 from net.files import crc32_of, replace_file
 from net.models import COMPACT, PRUNED, SHARED, load_model, save_model
 
@@ -47,13 +49,13 @@ def load_input(args, device):
     UserError says which script makes it, if it is not at its default place.
     """
     path = args.load_model_path
-    made_by = {PRUNED: 'pruning.py', SHARED: 'weight_share.py'}.get(path)
+    made_by = {Path(PRUNED): 'pruning.py', Path(SHARED): 'weight_share.py'}.get(Path(path))
     if made_by and not Path(path).exists():
         raise UserError(f'{path}: no such file: run {made_by} in this folder first, or name a model with '
                         '--load-model-path')
     model, made, now = load_model(path, device), _note_of(path), vars(args)
     for name in 'data', 'recipe':
-        if made and name in now and made[name] != now[name]:
+        if made and name in now and Path(made[name]) != Path(now[name]):  # a folder may end with a slash
             print(f'Note: {path} was made with --{name} {made[name]}, got --{name} {now[name]}')
     if made and (now.get('validation') or 0) > made['validation']:
         print(f'Note: {path} was trained on some of the images that --validation {args.validation} holds out now: the '
@@ -63,23 +65,37 @@ def load_input(args, device):
 
 def note_if_older(path):
     """Print a note if the pruned model is newer than the shared one at `path`, which is to be encoded."""
-    if path in (SHARED, COMPACT) and Path(PRUNED).exists() and os.path.getmtime(PRUNED) > os.path.getmtime(path):
-        command = 'weight_share.py' + ' --compact' * (path == COMPACT)
+    is_made_of_it = Path(path) in (Path(SHARED), Path(COMPACT)) and Path(PRUNED).exists()
+    if is_made_of_it and os.path.getmtime(PRUNED) > os.path.getmtime(path):
+        command = 'weight_share.py' + ' --compact' * (Path(path) == Path(COMPACT))
         print(f'Note: {PRUNED} is newer than {path}: if you want it encoded, run {command} first')
 
 
 def load_splits(args, device):
     """The images to train on, those to report on, and what to call these, as `--data` and `--validation` say."""
-    images = load_images(args.data).to(device)
+    images = load_images(args.data)
+    print(f'Images: {args.data}, {len(images.labels):,} to train on, of {len(images.classes)} classes: '
+          f'{", ".join(images.classes[:3])}' + ', ...' * (len(images.classes) > 3))
     if len(images.classes) == 1:
         raise UserError(f'{args.data}: found one class, {images.classes[0]}, expected two or more, each a folder in '
                         'train/ and in test/')
     if not args.validation:
-        return images, load_images(args.data, train=False).to(device), 'Test set'
+        test_images = load_images(args.data, train=False)
+        n_known = count_known(test_images, images)
+        if n_known > len(test_images.labels) / 20:  # CIFAR-10 has a few
+            print(f'Note: {n_known:,} of the {len(test_images.labels):,} test images are training images as well: the '
+                  'accuracy on them promises too much')
+        return images.to(device), test_images.to(device), 'Test set'
     if args.validation >= len(images.labels):
         raise UserError(f'--validation must be less than the {len(images.labels)} training images of {args.data}, '
                         f'got {args.validation}')
-    return *images.split(args.validation), 'Validation set'
+    return *(part.to(device) for part in images.split(args.validation)), 'Validation set'
+
+
+def count_known(images, others):
+    """How many of these images are among the others, pixel by pixel."""
+    known = {hash(pixels.tobytes()) for pixels in others.pixels.numpy()}
+    return sum(hash(pixels.tobytes()) in known for pixels in images.pixels.numpy())
 
 
 def report(key, model, images, log, title='Test set', batch_size=1000):
@@ -95,21 +111,24 @@ def accuracy(model, images, batch_size):
 
 
 def save(model, path, images, args):
-    """Write a model, and beside it, in `<path>.json`, a note of the images and arguments that it was trained with."""
+    """Write a model, and beside it, in `<path>.note`, of which images and by which arguments it was made."""
+    made = args.load_model_path and _note_of(args.load_model_path)  # now: it may be what is replaced
+    held_out = min(args.validation or 0, made['validation'] if made else math.inf)  # from the first training on
     save_model(model, path)
     note = {'crc32': crc32_of(path), 'classes': images.classes, 'data': args.data, 'recipe': args.recipe,
-            'validation': args.validation or 0}
-    with replace_file(f'{path}.json') as file:
+            'validation': held_out}
+    with replace_file(f'{path}.note') as file:
         file.write(json.dumps(note, indent=1).encode())
 
 
 def check_images(path, model, images, data):
     """Raise UserError if the model was trained on images of other classes, by the note beside it or by their number."""
     made = _note_of(path)
-    if made and made['classes'] != list(images.classes):
-        raise UserError(f'{path}: was trained with --data {made["data"]}, of classes '
-                        f'{", ".join(map(str, made["classes"][:3]))}, ..., got --data {data}, of classes '
-                        f'{", ".join(images.classes[:3])}, ...')
+    pairs = zip_longest(made['classes'] if made else (), images.classes if made else (), fillvalue='none')
+    for theirs, ours in pairs:
+        if theirs != ours:
+            raise UserError(f'{path}: was trained with --data {made["data"]}, got --data {data}: a class is {theirs} '
+                            f'there, {ours} here')
     if model.n_classes != len(images.classes):
         raise UserError(f'{path}: tells {model.n_classes} classes apart, --data {data} has {len(images.classes)}')
 
@@ -117,7 +136,7 @@ def check_images(path, model, images, data):
 def _note_of(path):
     """What `save` noted of this model; None if there is no such note, or it is that of another model."""
     try:
-        note = json.loads(Path(f'{path}.json').read_text('utf-8'))
+        note = json.loads(Path(f'{path}.note').read_text('utf-8'))
     except (OSError, ValueError):  # a model from elsewhere has none
         return None
     is_one = isinstance(note, dict) and all(isinstance(note.get(name), kind) for name, kind in NOTE.items())
@@ -145,12 +164,12 @@ def run(main, checkpoint=None):
     try:
         main()
         print(f'Finished in {duration(time.perf_counter() - start)}, peak memory {peak_memory()}')
-    except (UserError, OSError, torch.OutOfMemoryError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f'error: {error}')
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # PyTorch's words on a CPU
+        if not is_out_of_memory(error):
             raise
-        sys.exit(f'error: not enough memory ({error})')
+        sys.exit(f'error: not enough memory: {error or "the system gives no more"}')
     except KeyboardInterrupt as stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         hint = str(stopped) or 'there is nothing to resume'

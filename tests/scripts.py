@@ -26,7 +26,7 @@ def error_of(main, arguments):
 
 def made_with(data='digits', recipe='digits', validation=None):
     """Arguments of a script that saves a model."""
-    return SimpleNamespace(data=data, recipe=recipe, validation=validation)
+    return SimpleNamespace(data=data, recipe=recipe, validation=validation, load_model_path=None)
 
 
 def start(*command, **environment):

@@ -79,6 +79,7 @@ BAD_ARGUMENTS = [  # script (one of those that share the flag), arguments, what 
     ('pruning', '--figures=', "--figures: must be a folder, got ''"),
     ('weight_share', '--load-model-path=', "--load-model-path: must be a file, got ''"),
     ('weight_share', '--save-model-path=', "--save-model-path: must be a file, got ''"),
+    ('huffman_coding', '--log an-archive', '--log: must be a text file, got an-archive, a .ptmodel or another archive'),
     ('weight_share', '--batch-size 1000001', '--batch-size: must be a whole number from 1 to 1000000, got 1000001'),
     ('pruning', '--test-batch-size 9' + 18 * '9', '--test-batch-size: must be a whole number from 1 to 1000000, got 9'),
     ('pruning', '--data=', "--data: must not be empty, got ''"),
@@ -137,10 +138,11 @@ def status_and_line(script, arguments, capsys):
 @pytest.mark.parametrize('script, arguments, message', BAD_ARGUMENTS)
 def test_a_bad_argument_ends_in_one_line_and_status_2(script, arguments, message, capsys):
     Path('a-file').touch()
+    Path('an-archive').write_bytes(b'PK')
     status, line = status_and_line(script, arguments.split(), capsys)
     assert status == 2 and line.startswith('error: ')
     assert message in line
-    assert os.listdir() == ['a-file']
+    assert sorted(os.listdir()) == ['a-file', 'an-archive']
 
 
 @pytest.mark.parametrize('script, arguments, advice', UNKNOWN_ARGUMENTS)
@@ -150,8 +152,8 @@ def test_an_unknown_argument_is_named_with_what_could_be_meant(script, arguments
     assert line == f'error: unrecognized arguments: {arguments}{advice} (see {script}.py --help)\n'
 
 
-# Switches, paths that are looked at later.
-NOT_CHECKED = set('--help --data --no-cuda --compact'.split())
+# Switches.
+NOT_CHECKED = set('--help --no-cuda'.split())
 
 
 def flags_of(script, capsys):
@@ -159,6 +161,12 @@ def flags_of(script, capsys):
     with pytest.raises(SystemExit, match='^0$'):
         SCRIPTS[script].main(['--help'])
     return set(re.findall(r'^  (?:-h, )?(--[a-z-]+)', capsys.readouterr().out, re.M))
+
+
+def test_help_is_shown_beside_what_is_wrong(capsys):
+    with pytest.raises(SystemExit, match='^0$'):
+        SCRIPTS['pruning'].main(['--help', '--foo'])
+    assert '(default: 2300)' in capsys.readouterr().out
 
 
 def test_the_table_knows_every_flag_whose_value_is_checked(capsys):
@@ -250,6 +258,8 @@ def test_what_a_run_depends_on_are_all_settings_and_flags_but_those_that_only_sh
     depends = arguments_of_run(parse_pruning(['--lr', '0.5', '--log', 'x.txt', '--figures', 'f', '--resume']))
     assert depends['--lr'] == '0.5' and depends['--prune-lr'] == '0.02' and depends['--recipe'] == 'ranking'
     assert not {'--log', '--figures', '--resume', '--restart', '--test-batch-size', '--log-interval'} & set(depends)
+    depends = arguments_of_run(parse_sharing(['--bits', '4']))
+    assert depends['--bits'] == '4' and depends['--save-model-path'] == 'saves/model_after_weight_sharing.ptmodel'
 
 
 # ---- bad inputs ------------------------------------------------------------------------------------------------------
@@ -326,7 +336,7 @@ BAD_INPUTS = [  # script, what is there, arguments, what the line says
     ('weight_share', [good_model], f'{MODEL} --resume',
      '^error: saves.checkpoint.pt: no such file, so there is nothing to'),
     ('weight_share', [good_model], f'{MODEL} --save-model-path model.ptmodel/x.ptmodel',
-     r'^error: model.ptmodel/x.ptmodel: cannot be written \(model.ptmodel is a file\)$'),
+     r'^error: model.ptmodel.x.ptmodel: cannot be written \(model.ptmodel is no folder\)$'),
     ('weight_share', [good_model], f'{MODEL} --save-model-path saves/checkpoint.pt',
      '^error: --save-model-path must not be a checkpoint, which goes in the end, got saves/checkpoint.pt'),
     ('weight_share', [good_model], f'{MODEL} --save-model-path saves/checkpoint_start_training.pt',

@@ -112,6 +112,13 @@ def test_what_cannot_be_converted_ends_in_one_line_and_the_old_file_stays(make, 
     assert set(os.listdir()) == before and Path('old').read_text(encoding='utf-8') == 'stays'
 
 
+@pytest.mark.parametrize('verb', ['write', 'read'])
+def test_a_file_is_not_replaced_by_what_is_made_of_it(verb, small_format):
+    Path('x').write_bytes(b'mine')
+    assert error_of(main, [verb, 'x', './x']) == './x: would be replaced by what is made of it, expected another name'
+    assert Path('x').read_bytes() == b'mine'
+
+
 def test_a_compact_file_that_loses_something_does_not_take_its_place(small_format, monkeypatch):
     model = AlexNet()
     for param in model.parameters():

@@ -14,16 +14,19 @@ import weight_share
 from net import data, stage
 from net.arguments import RECIPES, parse_coding, parse_sharing
 from net.checkpoint import PATH, Checkpoint
+from net.data import load_photo
 from net.errors import UserError
 from net.files import one_run_per_folder
 from net.models import DENSE, PRUNED, SHARED, AlexNet, load_model, save_model
 from net.stage import already_written, duration, peak_memory
 
+import numpy as np
 import pytest
 import small
 import torch
 from scripts import DIGITS, ROOT, error_of, made_with, start
 from small import sparse_model
+from test_compact_verbs import photo
 from test_data import make_folder
 
 RANKING = [*DIGITS, '--recipe', 'ranking']  # the recipe for digits holds out more images than there are
@@ -33,8 +36,7 @@ pytestmark = pytest.mark.usefixtures('small_runs')
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('error', [UserError('what is wrong'), OSError('what is wrong'),
-                                   torch.OutOfMemoryError('what is wrong')])
+@pytest.mark.parametrize('error', [UserError('what is wrong'), OSError('what is wrong')])
 def test_what_the_user_can_put_right_is_one_line(error):
     def fails():
         raise error
@@ -42,10 +44,29 @@ def test_what_the_user_can_put_right_is_one_line(error):
         stage.run(fails)
 
 
-@pytest.mark.parametrize('take', [lambda: torch.empty(10 ** 15), lambda: bytearray(10 ** 15)])
-def test_too_little_memory_is_one_line(take):
-    with pytest.raises(SystemExit, match=r'^error: not enough memory \(.*\)$'):
+def gpu_is_full():
+    raise torch.OutOfMemoryError('CUDA out of memory')
+
+
+@pytest.mark.parametrize('take, reason', [
+    (lambda: torch.empty(10 ** 15), '.*DefaultCPUAllocator.*'), (gpu_is_full, 'CUDA out of memory'),
+    (lambda: bytearray(10 ** 15), 'the system gives no more'), (lambda: np.empty(10 ** 15), 'Unable to allocate .*')])
+def test_too_little_memory_is_one_line(take, reason):
+    with pytest.raises(SystemExit, match=f'^error: not enough memory: {reason}$'):
         stage.run(take)
+
+
+@pytest.mark.parametrize('read', [load_model, load_photo])
+def test_too_little_memory_is_not_blamed_on_a_file(read, monkeypatch):
+    photo('x.png')
+    save_model(AlexNet(), 'x.ptmodel')
+
+    def take(*args, **kwargs):
+        raise MemoryError
+    monkeypatch.setattr(torch, 'load', take)
+    monkeypatch.setattr('PIL.ImageOps.fit', take)
+    with pytest.raises(MemoryError):
+        read('x.ptmodel' if read is load_model else 'x.png')
 
 
 @pytest.mark.parametrize('bug', [lambda: int('x'), lambda: torch.zeros(2).reshape(3), lambda: [][1], lambda: 1 / 0])
@@ -124,7 +145,7 @@ def tree():
     return {path: path.read_bytes() for path in Path().rglob('*') if path.is_file() and path.name != '.lock'}
 
 
-TRAINED_ON = 'was trained with --data digits, of classes 0, 1, 2, ..., got --data pets, of classes cat, dog, ...'
+TRAINED_ON = 'was trained with --data digits, got --data pets: a class is 0 there, cat here'
 
 
 @pytest.mark.parametrize('script, path', [(weight_share, PRUNED), (huffman_coding, SHARED)])
@@ -148,20 +169,32 @@ def test_the_scripts_note_how_each_model_was_made(capsys):
     weight_share.main([*DIGITS, '--epochs', '0', '--save-model-path', 'mine/shared.ptmodel'])
     made = {DENSE: ('ranking', 3), PRUNED: ('ranking', 3), 'mine/shared.ptmodel': ('digits', 0)}
     for path, (recipe, validation) in made.items():
-        assert json.loads(Path(f'{path}.json').read_text(encoding='utf-8')) == {
+        assert json.loads(Path(f'{path}.note').read_text(encoding='utf-8')) == {
             'crc32': zlib.crc32(Path(path).read_bytes()), 'classes': list('0123456789'), 'data': 'digits',
             'recipe': recipe, 'validation': validation}
 
 
-def test_a_file_of_the_users_own_that_lies_beside_a_model_stays(trained_on_digits):
-    Path('mine').mkdir()
-    Path('mine/images.json').write_text('annotations', encoding='utf-8')
-    weight_share.main([*DIGITS, '--epochs', '0', '--save-model-path', 'mine/shared.ptmodel'])
-    assert Path('mine/images.json').read_text(encoding='utf-8') == 'annotations'
+def test_test_images_that_are_training_images_as_well_are_told(capsys):
+    make_folder('my')  # the same files in train/ and test/
+    args = made_with('my')
+    stage.load_splits(args, 'cpu')
+    assert capsys.readouterr().out.splitlines() == [
+        'Images: my, 2 to train on, of 2 classes: cat, dog',
+        'Note: 2 of the 2 test images are training images as well: the accuracy on them promises too much']
+    stage.load_splits(made_with('digits'), 'cpu')
+    assert capsys.readouterr().out == 'Images: digits, 20 to train on, of 10 classes: 0, 1, 2, ...\n'
+
+
+def test_images_held_out_late_are_not_noted_as_held_out_from_the_first_training_on(trained_on_digits, capsys):
+    """Both stages look at them: the first one was trained on them, whatever the second one holds out."""
+    weight_share.main([*DIGITS, '--epochs', '0', '--validation', '4'])
+    assert HELD_OUT_NOTE in capsys.readouterr().out
+    weight_share.main([*DIGITS, '--epochs', '0', '--validation', '4', '--load-model-path', SHARED])
+    assert HELD_OUT_NOTE.replace(PRUNED, SHARED) in capsys.readouterr().out
 
 
 RECIPE_NOTE = f'Note: {PRUNED} was made with --recipe digits, got --recipe ranking'
-DATA_NOTE = f'Note: {PRUNED} was made with --data digits, got --data ./digits'
+DATA_NOTE = f'Note: {PRUNED} was made with --data digits, got --data my'
 HELD_OUT_NOTE = (f'Note: {PRUNED} was trained on some of the images that --validation 4 holds out now: the accuracy on '
                  'them promises too much')
 
@@ -169,7 +202,8 @@ HELD_OUT_NOTE = (f'Note: {PRUNED} was trained on some of the images that --valid
 @pytest.mark.parametrize('held_out, arguments, notes', [
     (None, ['--data', 'digits'], []),  # all is as it was
     (None, ['--data', 'digits', '--recipe', 'ranking'], [RECIPE_NOTE]),
-    (None, ['--data', './digits'], [DATA_NOTE, RECIPE_NOTE]),
+    (None, ['--data', 'my'], [DATA_NOTE, RECIPE_NOTE]),
+    (None, ['--data', 'digits/', '--recipe', 'digits'], []),
     (None, ['--data', 'digits', '--validation', '4'], [HELD_OUT_NOTE]),
     (3, ['--data', 'digits', '--validation', '4'], [HELD_OUT_NOTE]),
     (4, ['--data', 'digits', '--validation', '4'], []),
@@ -179,8 +213,8 @@ def test_what_was_otherwise_when_a_model_was_made_is_told(held_out, arguments, n
     stage.save(AlexNet(), PRUNED, data.load_images('digits'), made_with(validation=held_out))
     stage.load_input(parse_sharing(arguments), 'cpu')
     assert capsys.readouterr().out.splitlines() == notes
-    stage.load_input(parse_coding(['--data', './digits', '--load-model-path', PRUNED]), 'cpu')  # has no other of these
-    assert capsys.readouterr().out.splitlines() == [DATA_NOTE]
+    stage.load_input(parse_coding(['--data', 'my', '--load-model-path', f'./{PRUNED}']), 'cpu')  # has no recipe
+    assert capsys.readouterr().out.splitlines() == [DATA_NOTE.replace(PRUNED, f'./{PRUNED}')]
 
 
 def test_a_model_that_has_taken_the_place_of_the_one_that_was_noted_is_taken(trained_on_digits):
@@ -197,7 +231,7 @@ NOTES = [None, '{}', '{"crc32": 0, "classes": ["a"], "data": 3, "recipe": "ranki
 def test_a_model_from_elsewhere_which_has_no_note_that_could_be_read_is_taken(note):
     make_folder('pets')
     if note is not None:
-        Path('model.ptmodel.json').write_text(note, encoding='utf-8')
+        Path('model.ptmodel.note').write_text(note, encoding='utf-8')
     pets = data.load_images('pets')
     model = AlexNet(2)
     save_model(model, 'model.ptmodel')

@@ -15,7 +15,7 @@ ARGS = SimpleNamespace(
     load_model_path=None, epochs=2, lr=0.2, weight_decay=0.3, prune_steps=6, prune_lr=0.4, retrain_epochs=8,
     retrain_lr=0.5, retrain_weight_decay=0.6, crop_after_pruning=False, crop=False)
 PHASES = {
-    'initial training': (lambda args: training.initial_training(args),
+    'initial training': (training.initial_training,
                          Training(2, 0.2, '--lr', 0.3, True, None, 'adam', 7, 3, True)),
     'between pruning steps': (lambda args: training.training_between_steps(args, 'cpu'),
                               Training(5, 0.4, 'prune_lr (in the recipe)', 0.3, False, None, 'adam', 7, 3, True)),

@@ -5,7 +5,7 @@
     python -m net.compact classify photo.png photos/ --network accurate
     python -m net.compact export network.onnx
 """
-if not __package__:  # started by its file's name: what it imports is not found from here
+if __package__ != 'net.compact':  # started from elsewhere, where what it imports is not found
     raise SystemExit('error: run it in the folder above net/, as python -m net.compact')
 from contextlib import nullcontext
 from pathlib import Path
@@ -65,6 +65,7 @@ def parse_args(argv=None):
 
 def write(args):
     """The file takes its place only after it was read back and found lossless."""
+    check_differ(args.model, args.file)
     model = load_model(args.model)
     stage.note_if_older(args.model)
     data = compact_from_model(model)
@@ -78,6 +79,7 @@ def write(args):
 
 
 def read(args):
+    check_differ(_path_of(args.network), args.model)
     model = decode(args.network, model_from_compact)
     with lock_for(args.model):
         save_model(model, args.model)
@@ -109,6 +111,12 @@ def write_export(args):
 
 
 # ---- what they share -------------------------------------------------------------------------------------------------
+
+def check_differ(source, target):
+    """Raise UserError if a file would be replaced by what is made of it."""
+    if Path(source).resolve() == Path(target).resolve():
+        raise UserError(f'{target}: would be replaced by what is made of it, expected another name')
+
 
 def lock_for(path):
     """Nothing is written into saves/ while a stage is at work beside it."""
