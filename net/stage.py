@@ -82,7 +82,7 @@ def load_splits(args, device):
     if not args.validation:
         test_images = load_images(args.data, train=False)
         n_known = count_known(test_images, images)
-        if n_known > len(test_images.labels) / 20:  # CIFAR-10 has a few
+        if n_known > len(test_images.labels) / 20:  # a few, as many data sets have them, say little
             print(f'Note: {n_known:,} of the {len(test_images.labels):,} test images are training images as well: the '
                   'accuracy on them promises too much')
         return images.to(device), test_images.to(device), 'Test set'
