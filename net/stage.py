@@ -169,7 +169,7 @@ def run(main, checkpoint=None):
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        sys.exit(f'error: not enough memory: {error or "the system gives no more"}')
+        sys.exit(f'error: not enough memory: {str(error) or "the system gives no more"}')
     except KeyboardInterrupt as stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         hint = str(stopped) or 'there is nothing to resume'
