@@ -10,9 +10,10 @@ from typing import NamedTuple
 import util
 from net import stage
 from net.arguments import parse_coding as parse_args
+from net.checkpoint import PATH as CHECKPOINT
 from net.data import DOWNLOAD_FOLDER, load_images
 from net.errors import UserError
-from net.files import one_run_per_folder, replace_file
+from net.files import crc32_of, one_run_per_folder, replace_file
 from net.huffmancoding import huffman_decode_model, huffman_encode_model
 from net.live import live_units
 from net.models import SHARED, AlexNet, check_lossless, save_model
@@ -21,7 +22,7 @@ from net.statistics import entropy_table, read_streams
 import torch
 
 DIRECTORY = 'encodings/'
-MADE_HERE = b'made by huffman_coding.py'  # in an archive, that it may be replaced
+MADE_HERE = b'made by huffman_coding.py'  # the comment of an archive begins so
 
 
 def main(argv=None):
@@ -35,8 +36,12 @@ def run_stage(args, header):
     device = stage.pick_device(args.no_cuda)
     model = stage.load_input(args, device)
     stage.note_if_older(args.load_model_path)
+    if CHECKPOINT.exists():
+        print(f'Note: {CHECKPOINT}: a run is unfinished, and {args.load_model_path} may be of the one before')
     test_images = load_images(args.data, train=False).to(device)
     stage.check_images(args.load_model_path, model, test_images, args.data)
+    if args.student_id:
+        check_own_files(args.student_id)
     report = partial(stage.report, images=test_images, log=args.log)
     util.log(header, args.log)
     print('--- Accuracy before encoding ---')
@@ -133,10 +138,22 @@ def print_checks(checks):
     return [check.expected for check in checks if not check.passed]
 
 
-def check_own_archive(path):
-    """Raise UserError if there is an archive that was not made here: it may be the student's own."""
-    if Path(path).exists() and not Path(path).read_bytes().endswith(MADE_HERE):  # its comment
-        raise UserError(f'{path}: is there already, and was not made by this script: rename it')
+def check_own_files(student_id):
+    """Raise UserError if a file that would be replaced was not written here: it may be the student's own."""
+    model_path, archive_path = f'{student_id}.ptmodel', f'{student_id}.zip'
+    comment = b''
+    if zipfile.is_zipfile(archive_path):
+        with zipfile.ZipFile(archive_path) as archive:
+            comment = archive.comment
+    for path in archive_path, model_path:
+        expected = made_with(model_path) if path == model_path and Path(path).is_file() else MADE_HERE
+        if Path(path).exists() and not comment.startswith(expected):
+            raise UserError(f'{path}: is there already, and was not made by this script: rename it')
+
+
+def made_with(model_path):
+    """What the archive that is written with this model says, so that both are known as made here."""
+    return MADE_HERE + f' with CRC-32 {crc32_of(model_path):08x}'.encode()
 
 
 def write_submission(model, args):
@@ -146,13 +163,12 @@ def write_submission(model, args):
     if not sources:
         raise UserError(f'{folder}: expected the files of the homework, to be handed in, found none')
     model_path, archive_path = f'{args.student_id}.ptmodel', f'{args.student_id}.zip'
-    check_own_archive(archive_path)
     save_model(model, model_path)
     with replace_file(archive_path) as file, zipfile.ZipFile(
             file, 'w', zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:  # some sources are dated 1970
         for path in sources:
             archive.write(path, f'net/{path.name}')
-        archive.comment = MADE_HERE
+        archive.comment = made_with(model_path)
     print(f'Wrote {model_path} and {archive_path}')
     given = [] if args.data == DOWNLOAD_FOLDER else ['--data', args.data]
     given += [] if args.load_model_path == SHARED else ['--load-model-path', args.load_model_path]

@@ -8,7 +8,7 @@ from net.arguments import arguments_of_run
 from net.arguments import parse_sharing as parse_args
 from net.checkpoint import PATH, Checkpoint
 from net.errors import UserError
-from net.files import check_writable, one_run_per_folder
+from net.files import ARCHIVE_MAGIC, check_kind, check_writable, one_run_per_folder
 from net.live import live_part, remove_dead_weights, sort_units
 from net.quantization import apply_weight_sharing, codebooks_as_parameters
 from net.training import teacher_of, training_of_shared_values
@@ -39,6 +39,11 @@ def run_stage(args, header):
     report('Accuracy_before_quantization', model)
     if args.bits != 5 and not args.compact:
         print(f'Note: the grader wants 33 values in each convolution, those of --bits 5, got --bits {args.bits}')
+    convolutions = [param for param in model.parameters() if param.dim() == 4]
+    n_values = min(len(weight[weight != 0].unique()) for weight in convolutions)
+    if n_values < 2 ** args.bits and not args.compact:
+        print(f'Note: a convolution has {n_values} distinct weights, too few for {2 ** args.bits} shared values. Was '
+              f'{args.load_model_path} shared before?')
     teacher = teacher_of(model) if args.teacher_share else None
     print('--- Weight sharing ---')
     pruned, clustered = share_weights(model, args)
@@ -65,6 +70,7 @@ def prepare_output(args):
     path = args.save_model_path
     if Path(path).resolve().parent == PATH.resolve().parent and Path(path).match(f'{PATH.stem}*{PATH.suffix}'):
         raise UserError(f'--save-model-path must not be a checkpoint, which goes in the end, got {path}')
+    check_kind(path, ARCHIVE_MAGIC, '.ptmodel')
     check_writable(path)
     if args.figures:
         check_writable(Path(args.figures, 'centroids.png'))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from net.data import is_image_folder
 from net.errors import UserError
-from net.files import begins_with, crc32_of
+from net.files import ARCHIVE_MAGIC, begins_with, crc32_of
 from net.live import count_hidden_units, count_nonzeros, live_part
 from net.models import COMPACT, PRUNED, SHARED, WIDTHS, AlexNet
 
@@ -389,7 +389,7 @@ def output_file(path):
 
 def log_file(path):
     """An argparse type: a file that text can be added to."""
-    if begins_with(path, b'PK'):
+    if begins_with(path, ARCHIVE_MAGIC):
         raise argparse.ArgumentTypeError(f'must be a text file, got {path}, a .ptmodel or another archive')
     return output_file(path)
 

@@ -159,7 +159,8 @@ class Checkpoint:
         theirs, ours = stored['arguments'], self.arguments
         differ = [f'{flag} {theirs.get(flag)}, got {ours.get(flag)}'
                   for flag in sorted(theirs.keys() | ours.keys()) if theirs.get(flag) != ours.get(flag)]
-        if differ:
+        if differ:  # --data and --recipe decide many others
+            differ = [text for text in differ if text.startswith(('--data ', '--recipe '))] or differ
             raise UserError(f'{self.path}: belongs to a run with {"; ".join(differ)}')
         if stored['phase'] not in phases:
             raise UserError(f'{self.path}: phase must be one of {", ".join(phases)}, got {stored["phase"]}')

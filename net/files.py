@@ -13,6 +13,7 @@ import torch
 
 LOCK = '.lock'  # in the folder that a script is started in
 COMPACT_MAGIC = b'DCAN'  # what a compact file begins with
+ARCHIVE_MAGIC = b'PK'  # what a .ptmodel begins with, a zip archive
 
 
 def begins_with(path, magic):
@@ -22,6 +23,12 @@ def begins_with(path, magic):
             return file.read(len(magic)) == magic
     except OSError:  # whoever reads it next says why
         return False
+
+
+def check_kind(path, magic, kind):
+    """Raise UserError if there is a file that does not begin like this kind: it is not to be replaced."""
+    if Path(path).exists() and not begins_with(path, magic):
+        raise UserError(f'{path}: is there already, and is no {kind}: expected another name')
 
 
 def crc32_of(path):

@@ -114,7 +114,9 @@ def load_model(path, device='cpu'):
     with torch.serialization.safe_globals([AlexNet, nn.Conv2d, nn.Linear, set]):
         stored = load_archive(path, '.ptmodel of an AlexNet')
     if not isinstance(stored, AlexNet):
-        raise UserError(f'{path}: holds a {type(stored).__name__}, expected a whole net.models.AlexNet')
+        way_out = ': load_state_dict it into one, then torch.save(model, path)' if isinstance(stored, dict) else ''
+        raise UserError(f'{path}: holds a value of type {type(stored).__name__}, expected a whole net.models.AlexNet'
+                        + way_out)
     try:
         model = _rebuild(_stored_parameters(stored))
     except UserError as error:

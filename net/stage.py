@@ -124,8 +124,9 @@ def save(model, path, images, args):
 def check_images(path, model, images, data):
     """Raise UserError if the model was trained on images of other classes, by the note beside it or by their number."""
     made = _note_of(path)
-    pairs = zip_longest(made['classes'] if made else (), images.classes if made else (), fillvalue='none')
-    for theirs, ours in pairs:
+    if not made:
+        print(f'Note: {path} has no note of its classes beside it: are they those of --data {data}?')
+    for theirs, ours in zip_longest(made['classes'], images.classes, fillvalue='none') if made else ():
         if theirs != ours:
             raise UserError(f'{path}: was trained with --data {made["data"]}, got --data {data}: a class is {theirs} '
                             f'there, {ours} here')

@@ -329,7 +329,7 @@ BAD_INPUTS = [  # script, what is there, arguments, what the line says
      'the default of --recipe ranking$'),
     ('weight_share', [], MODEL, '^error: model.ptmodel: no such file, expected a .ptmodel of an AlexNet'),
     ('weight_share', [state_dict], MODEL,
-     '^error: model.ptmodel: holds a OrderedDict, expected a whole net.models.AlexNet'),
+     '^error: model.ptmodel: holds a value of type OrderedDict, expected a whole net.models.AlexNet'),
     ('weight_share', [truncated], MODEL, r'^error: model.ptmodel: not a readable .ptmodel of an AlexNet \(truncated'),
     ('weight_share', [one_byte_flipped], MODEL,
      r'^error: model.ptmodel: not a readable .ptmodel of an AlexNet \(truncated, dam'),

@@ -106,17 +106,23 @@ REFUSED = [  # what x is, verb, what the line says
 @pytest.mark.parametrize('make, verb, message', REFUSED, ids=[f'{make.__name__}-{verb}' for make, verb, _ in REFUSED])
 def test_what_cannot_be_converted_ends_in_one_line_and_the_old_file_stays(make, verb, message, small_runs):
     make()
-    Path('old').write_text('stays', encoding='utf-8')
+    old = 'DCAN stays' if verb == 'write' else 'PK stays'
+    Path('old').write_text(old, encoding='utf-8')
     before = set(os.listdir())
     assert re.search(message, error_of(main, [verb, 'x', 'old']))
-    assert set(os.listdir()) == before and Path('old').read_text(encoding='utf-8') == 'stays'
+    assert set(os.listdir()) == before and Path('old').read_text(encoding='utf-8') == old
 
 
 @pytest.mark.parametrize('verb', ['write', 'read'])
-def test_a_file_is_not_replaced_by_what_is_made_of_it(verb, small_format):
-    Path('x').write_bytes(b'mine')
-    assert error_of(main, [verb, 'x', './x']) == './x: would be replaced by what is made of it, expected another name'
-    assert Path('x').read_bytes() == b'mine'
+def test_a_file_of_another_kind_is_not_replaced(verb, small_format):
+    Path('my.py').write_bytes(b'mine')
+    main(['read', small_file('x.dcan'), 'x.ptmodel'])
+    before = {name: Path(name).read_bytes() for name in os.listdir()}
+    source, kind = ('x.ptmodel', 'compact file') if verb == 'write' else ('x.dcan', '.ptmodel')
+    for target in source, 'my.py':
+        assert error_of(main, [verb, source, target]) == (
+            f'{target}: is there already, and is no {kind}: expected another name')
+    assert {name: Path(name).read_bytes() for name in os.listdir()} == before
 
 
 def test_a_compact_file_that_loses_something_does_not_take_its_place(small_format, monkeypatch):
@@ -135,17 +141,18 @@ def test_a_compact_file_that_loses_something_does_not_take_its_place(small_forma
 @pytest.mark.parametrize('command', [['write', 'x.ptmodel', 'old'], ['read', 'x.dcan', 'old']])
 def test_where_the_disk_is_full_the_old_file_stays(command, small_format, monkeypatch):
     main(['read', small_file('x.dcan'), 'x.ptmodel'])
-    Path('old').write_text('stays', encoding='utf-8')
+    stays = 'DCAN' if command[0] == 'write' else 'PK'
+    Path('old').write_text(stays, encoding='utf-8')
     monkeypatch.setattr(os, 'fsync', lambda file: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
     assert error_of(main, command) == 'old: cannot be written (No space left on device)'
     assert sorted(os.listdir()) == ['old', 'x.dcan', 'x.ptmodel']
-    assert Path('old').read_text(encoding='utf-8') == 'stays'
+    assert Path('old').read_text(encoding='utf-8') == stays
 
 
 def test_nothing_is_written_into_saves_while_a_stage_is_at_work(small_format):
     small_file('x.dcan')
     main(['read', 'x.dcan', 'saves/x.ptmodel'])
-    commands = [['read', 'x.dcan', 'saves/y'], ['write', 'saves/x.ptmodel', './saves/y']]
+    commands = [['read', 'x.dcan', 'saves/y'], ['write', 'saves/x.ptmodel', './saves/z']]
     with one_run_per_folder():
         for command in commands:
             assert error_of(main, command).startswith('another run is at work in ')

@@ -129,9 +129,9 @@ def rename_layer(model):
 @small_runs
 @pytest.mark.filterwarnings('ignore:Validating sparse tensor invariants')
 @pytest.mark.parametrize('content, message', [
-    (lambda: AlexNet().state_dict(), 'holds a OrderedDict, expected a whole net.models.AlexNet'),
-    (lambda: torch.zeros(3), 'holds a Tensor, expected a whole net.models.AlexNet'),
-    (lambda: nn.Linear(2, 2), 'holds a Linear, expected'),
+    (lambda: AlexNet().state_dict(), 'type OrderedDict, expected a whole net.models.AlexNet: load_state_dict it into'),
+    (lambda: torch.zeros(3), 'holds a value of type Tensor, expected a whole net.models.AlexNet'),
+    (lambda: nn.Linear(2, 2), 'holds a value of type Linear, expected'),
     (lambda: nn.Sequential(nn.Linear(2, 2)), 'refused, no .ptmodel of an AlexNet or more'),
     (RunsCommand, 'refused, no .ptmodel of an AlexNet or more'),
     (lambda: with_changed(lambda model: setattr(model, 'extra', RunsCommand())), 'refused, no .ptmodel of an AlexNet'),

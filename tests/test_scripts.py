@@ -306,6 +306,27 @@ def test_weight_sharing_can_be_restarted(monkeypatch):
 
 
 @small_runs
+def test_a_model_that_was_shared_before_with_fewer_bits_is_told(capsys):
+    few_weights('pruned.ptmodel')
+    weight_share.main([*DIGITS, '--bits', '3', '--epochs', '0', '--load-model-path', 'pruned.ptmodel',
+                       '--save-model-path', 'three-bits.ptmodel'])
+    assert 'Was pruned.ptmodel shared before?' not in capsys.readouterr().out
+    weight_share.main([*DIGITS, '--epochs', '0', '--load-model-path', 'three-bits.ptmodel'])
+    assert ('Note: a convolution has 8 distinct weights, too few for 32 shared values. Was three-bits.ptmodel shared '
+            'before?\n') in capsys.readouterr().out
+
+
+@small_runs
+def test_a_file_that_is_no_model_is_not_replaced_by_one():
+    few_weights('pruned.ptmodel')
+    Path('my.py').write_text('hours of work', encoding='utf-8')
+    arguments = [*DIGITS, '--load-model-path', 'pruned.ptmodel', '--save-model-path', 'my.py']
+    assert error_of(weight_share.main, arguments) == (
+        'my.py: is there already, and is no .ptmodel: expected another name')
+    assert Path('my.py').read_text(encoding='utf-8') == 'hours of work'
+
+
+@small_runs
 def test_other_bits_of_fully_connected_layers_are_shared(capsys):
     few_weights('pruned.ptmodel')
     weight_share.main([*DIGITS, '--fc-bits', '3', '--epochs', '0', '--load-model-path', 'pruned.ptmodel'])

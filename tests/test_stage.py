@@ -325,11 +325,11 @@ def test_a_loss_that_is_not_finite_ends_pruning_with_the_checkpoint_of_the_last_
 
 def test_a_loss_that_is_not_finite_ends_weight_sharing_and_the_old_model_stays():
     sparse_model(PRUNED)
-    Path(SHARED).write_text('of the run before', encoding='utf-8')
+    Path(SHARED).write_text('PK: of the run before', encoding='utf-8')
     assert error_of(weight_share.main, [*DIGITS, '--epochs', '2', '--lr', '1e30']) == (
         'Epoch 2/2, step 1: the loss is no longer finite, the training has failed: start again with a lower --lr and '
         '--restart')
-    assert Path(SHARED).read_text(encoding='utf-8') == 'of the run before'
+    assert Path(SHARED).read_text(encoding='utf-8') == 'PK: of the run before'
     assert torch.load(PATH, weights_only=True)['epoch'] == 1
     assert error_of(weight_share.main, DIGITS) == (
         f'{PATH}: a run of weight_share.py is unfinished; --resume goes on with it, --restart throws it away')

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hostile import plant_link
 from scripts import DIGITS, ROOT, error_of, made_with
+from small import sparse_model
 from torch.nn.utils import prune
 
 pytestmark = pytest.mark.usefixtures('small_runs')
@@ -140,15 +141,31 @@ def test_files_dated_1970_as_some_package_managers_leave_them_are_packed_too():
         assert archive.namelist() == ['net/prune.py']
 
 
-def test_an_archive_made_before_is_replaced_but_one_of_the_students_own_stays():
+@pytest.mark.parametrize('name', ['x1.zip', 'x1.ptmodel'])
+def test_what_was_handed_in_before_is_replaced_but_not_a_students_own_file_of_that_name(name):
+    sparse_model('shared.ptmodel')
+    arguments = [*DIGITS, '--load-model-path', 'shared.ptmodel', '--student-id', 'x1']
     for _ in range(2):
-        write_submission(huffman_coding)
-    with zipfile.ZipFile('x1.zip', 'w') as archive:
+        assert error_of(huffman_coding.main, arguments).startswith('submission check failed')
+    with zipfile.ZipFile(name, 'w') as archive:
         archive.writestr('net/prune.py', 'hours of work')
-    before = Path('x1.zip').read_bytes()
-    with pytest.raises(UserError, match='^x1.zip: is there already, and was not made by this script: rename it$'):
-        write_submission(huffman_coding)
-    assert Path('x1.zip').read_bytes() == before
+    before = Path(name).read_bytes()
+    assert error_of(huffman_coding.main, arguments) == (
+        f'{name}: is there already, and was not made by this script: rename it')
+    assert Path(name).read_bytes() == before
+    Path('x1.zip').unlink()  # without it nobody knows where the model is from
+    if name == 'x1.zip':
+        assert 'x1.ptmodel: is there already' in error_of(huffman_coding.main, arguments)
+
+
+def test_an_unfinished_run_is_told_before_the_model_of_the_one_before_is_encoded(capsys):
+    Path('saves').mkdir()
+    Path('saves/checkpoint.pt').touch()
+    sparse_model('x.ptmodel')
+    huffman_coding.main([*DIGITS, '--load-model-path', 'x.ptmodel'])
+    out = capsys.readouterr().out
+    assert f'Note: {Path("saves/checkpoint.pt")}: a run is unfinished, and x.ptmodel may be of the one before\n' in out
+    assert 'Note: x.ptmodel has no note of its classes beside it: are they those of --data digits?\n' in out
 
 
 def test_an_archive_without_the_homework_is_not_written():
@@ -174,7 +191,7 @@ class Elsewhere:
 def test_what_is_handed_in_remembers_a_device_and_the_other_one_is_a_command_away(
         on_gpu, arguments, message, monkeypatch, capsys):
     model = AlexNet()
-    monkeypatch.setattr(huffman_coding, 'save_model', lambda *args: None)
+    monkeypatch.setattr(huffman_coding, 'save_model', lambda model, path: Path(path).touch())
     if on_gpu:
         monkeypatch.setattr(model, 'parameters', lambda: iter([Elsewhere]))
     huffman_coding.write_submission(model, huffman_coding.parse_args(['--student-id', 'x1', *arguments]))

@@ -17,7 +17,7 @@ from net.compact.export import export, export_file
 from net.compact.format import compact_from_model, live_network_from_compact, model_from_compact
 from net.data import CIFAR10_CLASSES, image_files, load_images, load_photo, normalize
 from net.errors import UserError
-from net.files import one_run_per_folder, replace_file
+from net.files import ARCHIVE_MAGIC, COMPACT_MAGIC, check_kind, one_run_per_folder, replace_file
 from net.huffmancoding import naming
 from net.models import COMPACT, check_lossless, load_model, save_model
 
@@ -65,8 +65,8 @@ def parse_args(argv=None):
 
 def write(args):
     """The file takes its place only after it was read back and found lossless."""
-    check_differ(args.model, args.file)
     model = load_model(args.model)
+    check_kind(args.file, COMPACT_MAGIC, 'compact file')
     stage.note_if_older(args.model)
     data = compact_from_model(model)
     with lock_for(args.file), replace_file(args.file) as file:
@@ -79,8 +79,8 @@ def write(args):
 
 
 def read(args):
-    check_differ(_path_of(args.network), args.model)
     model = decode(args.network, model_from_compact)
+    check_kind(args.model, ARCHIVE_MAGIC, '.ptmodel')
     with lock_for(args.model):
         save_model(model, args.model)
     print(f'Wrote {args.model}')
@@ -111,12 +111,6 @@ def write_export(args):
 
 
 # ---- what they share -------------------------------------------------------------------------------------------------
-
-def check_differ(source, target):
-    """Raise UserError if a file would be replaced by what is made of it."""
-    if Path(source).resolve() == Path(target).resolve():
-        raise UserError(f'{target}: would be replaced by what is made of it, expected another name')
-
 
 def lock_for(path):
     """Nothing is written into saves/ while a stage is at work beside it."""
