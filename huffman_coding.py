@@ -148,7 +148,7 @@ def check_own_files(student_id):
     for path in archive_path, model_path:
         expected = made_with(model_path) if path == model_path and Path(path).is_file() else MADE_HERE
         if Path(path).exists() and not comment.startswith(expected):
-            raise UserError(f'{path}: is there already, and was not made by this script: rename it')
+            raise UserError(f'{path}: is there already, and nothing says that this script made it: rename it')
 
 
 def made_with(model_path):

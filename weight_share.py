@@ -37,13 +37,8 @@ def run_stage(args, header):
     util.log(header, args.log)
     print('--- Accuracy before weight sharing ---')
     report('Accuracy_before_quantization', model)
-    if args.bits != 5 and not args.compact:
-        print(f'Note: the grader wants 33 values in each convolution, those of --bits 5, got --bits {args.bits}')
-    convolutions = [param for param in model.parameters() if param.dim() == 4]
-    n_values = min(len(weight[weight != 0].unique()) for weight in convolutions)
-    if n_values < 2 ** args.bits and not args.compact:
-        print(f'Note: a convolution has {n_values} distinct weights, too few for {2 ** args.bits} shared values. Was '
-              f'{args.load_model_path} shared before?')
+    if not args.compact:
+        explain_numbers_of_values(model, args)
     teacher = teacher_of(model) if args.teacher_share else None
     print('--- Weight sharing ---')
     pruned, clustered = share_weights(model, args)
@@ -63,6 +58,17 @@ def run_stage(args, header):
             from net import figures  # matplotlib takes a second to import
             print('Wrote', figures.draw_centroids(pruned, clustered, weights_of(model), args.figures))
         checkpoint.finish()
+
+
+def explain_numbers_of_values(model, args):
+    """Say what will not be as the grader wants it: 33 values in each convolution, with the zero."""
+    if args.bits != 5:
+        print(f'Note: the grader wants 33 values in each convolution, those of --bits 5, got --bits {args.bits}')
+    convolutions = [param for param in model.parameters() if param.dim() == 4]
+    n_values = min(len(weight[weight != 0].unique()) for weight in convolutions)
+    if n_values < 2 ** args.bits:
+        print(f'Note: a convolution has {n_values} distinct weights, too few for {2 ** args.bits} shared values. Was '
+              f'{args.load_model_path} shared before?')
 
 
 def prepare_output(args):

@@ -151,7 +151,7 @@ def test_what_was_handed_in_before_is_replaced_but_not_a_students_own_file_of_th
         archive.writestr('net/prune.py', 'hours of work')
     before = Path(name).read_bytes()
     assert error_of(huffman_coding.main, arguments) == (
-        f'{name}: is there already, and was not made by this script: rename it')
+        f'{name}: is there already, and nothing says that this script made it: rename it')
     assert Path(name).read_bytes() == before
     Path('x1.zip').unlink()  # without it nobody knows where the model is from
     if name == 'x1.zip':
