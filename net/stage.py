@@ -53,13 +53,15 @@ def load_input(args, device):
     if made_by and not Path(path).exists():
         raise UserError(f'{path}: no such file: run {made_by} in this folder first, or name a model with '
                         '--load-model-path')
-    model, made, now = load_model(path, device), _note_of(path), vars(args)
-    for name in 'data', 'recipe':
-        if made and name in now and Path(made[name]) != Path(now[name]):  # a folder may end with a slash
-            print(f'Note: {path} was made with --{name} {made[name]}, got --{name} {now[name]}')
-    if made and (now.get('validation') or 0) > made['validation']:
-        print(f'Note: {path} was trained on some of the images that --validation {args.validation} holds out now: the '
-              'accuracy on them promises too much')
+    model = load_model(path, device)
+    made, now = _note_of(path), vars(args)
+    if made:
+        for name in 'data', 'recipe':
+            if name in now and Path(made[name]) != Path(now[name]):  # a folder may end with a slash
+                print(f'Note: {path} was made with --{name} {made[name]}, got --{name} {now[name]}')
+        if (now.get('validation') or 0) > made['validation']:
+            print(f'Note: {path} was trained on some of the images that --validation {args.validation} holds out now: '
+                  'the accuracy on them promises too much')
     return model
 
 
@@ -126,10 +128,11 @@ def check_images(path, model, images, data):
     made = _note_of(path)
     if not made:
         print(f'Note: {path} has no note of its classes beside it: are they those of --data {data}?')
-    for theirs, ours in zip_longest(made['classes'], images.classes, fillvalue='none') if made else ():
-        if theirs != ours:
-            raise UserError(f'{path}: was trained with --data {made["data"]}, got --data {data}: a class is {theirs} '
-                            f'there, {ours} here')
+    elif made['classes'] != list(images.classes):
+        pairs = zip_longest(made['classes'], images.classes, fillvalue='none')
+        theirs, ours = next(pair for pair in pairs if pair[0] != pair[1])
+        raise UserError(f'{path}: was trained with --data {made["data"]}, got --data {data}: a class is {theirs} '
+                        f'there, {ours} here')
     if model.n_classes != len(images.classes):
         raise UserError(f'{path}: tells {model.n_classes} classes apart, --data {data} has {len(images.classes)}')
 
